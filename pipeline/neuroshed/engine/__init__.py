@@ -1,0 +1,1 @@
+"""Running stages: readiness, the Dask coordinator, clusters."""

@@ -1,0 +1,1 @@
+"""The U-Net, its losses and targets, and inference on arrays; takes arrays and state dicts, knows no files."""

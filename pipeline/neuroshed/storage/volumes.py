@@ -1,0 +1,272 @@
+"""OME-Zarr volumes: opening somebody's image, creating our own arrays, reading and writing boxes.
+
+Volumes are written as OME-Zarr 0.5 (Zarr v3, sharded, zstd with checksum); 0.4 (Zarr v2) is read as well. A block
+owns whole shards and is their only writer. Volumes that were opened, not created, are read-only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore
+
+from neuroshed.errors import InputError, WorkflowError
+from neuroshed.geometry import Box, Grid, Vec
+
+# Chunks are the unit of reading: about this many voxels along each side.
+CHUNK_SIDE = 64
+
+_NANOMETRES = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1, "picometer": 1e-3}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image, label or affinity array with its place in space.
+
+    `shape` is z, y, x; `channels` is the length of a leading channel axis or None. `voxel_size` and `offset` are in nm,
+    z y x. `voxel_offsets` are the edge offsets of affinity channels (channel c at voxel p joins p and p + offset).
+    """
+
+    path: Path
+    array: zarr.Array[Any]
+    shape: Vec
+    channels: int | None
+    voxel_size: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    voxel_offsets: tuple[Vec, ...] | None = None
+    writable: bool = False
+
+    @property
+    def box(self) -> Box:
+        """The whole volume."""
+        return Box.of_shape(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of one voxel."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def shard_shape(self) -> Vec:
+        """Sides of the unit of writing."""
+        z, y, x = (self.array.shards or self.array.chunks)[-3:]
+        return z, y, x
+
+    def read(self, box: Box, channels: int | None = None) -> npt.NDArray[Any]:
+        """The voxels of `box`, which must lie inside the volume: `(z, y, x)`, or `(c, z, y, x)` if it has channels.
+
+        `channels` reads only that many of the first channels.
+        """
+        if not self.box.contains(box):
+            raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
+        lead: tuple[Any, ...]
+        if self.channels is None:
+            lead = (0,) * (self.array.ndim - 3)
+        else:
+            lead = (0,) * (self.array.ndim - 4) + (slice(0, channels),)
+        return np.asarray(self.array[(*lead, *box.slices())])
+
+    def write(self, box: Box, data: npt.NDArray[Any]) -> None:
+        """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
+
+        Raises OSError as the file system does (a full disk included).
+        """
+        self._check_owned(box)
+        lead = (slice(None),) if self.channels is not None else ()
+        self.array[(*lead, *box.slices())] = data
+        self._sync(box)
+
+    def _check_owned(self, box: Box) -> None:
+        if not self.writable:
+            raise ValueError(f"{self.path} was opened for reading; inputs are never changed")
+        owns = all(
+            a % s == 0 and (b % s == 0 or b == n)
+            for a, b, s, n in zip(box.start, box.stop, self.shard_shape, self.shape, strict=True)
+        )
+        if not owns or not self.box.contains(box):
+            raise ValueError(f"box {box} does not own whole shards of {self.shard_shape} in {self.path}")
+
+    def _sync(self, box: Box) -> None:
+        root = self.path / self.array.basename if self.array.basename else self.path
+        folders = set()
+        for index in Grid(self.box, self.shard_shape).touching(box):
+            lead = (0,) * (self.array.ndim - 3)
+            file = root / self.array.metadata.encode_chunk_key((*lead, *index))
+            if file.exists():
+                sync_path(file)
+                folders.update(parent for parent in file.parents if parent.is_relative_to(root))
+        for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+            sync_path(folder)
+
+
+def open_volume(path: str | os.PathLike[str]) -> Volume:
+    """Open an OME-Zarr 0.4 or 0.5 image (its finest level) or a plain Zarr array, read-only.
+
+    A plain array without OME metadata gets a voxel size of 1 nm. Leading axes of length 1 (time, channel) are dropped.
+
+    Raises `InputError` if there is no array, or it is not 3-D (plus channels).
+    """
+    path = Path(path).resolve()
+    if not path.exists():
+        raise InputError(f"no volume at {path}: the path does not exist; check the spelling")
+    try:
+        node = zarr.open(LocalStore(path, read_only=True), mode="r")
+    except Exception as error:
+        raise InputError(
+            f"{path} is not a Zarr array or group ({type(error).__name__}); bring other formats in with `neuroshed import`"
+        ) from error
+    if isinstance(node, zarr.Array):
+        return _describe(path, node, {}, {})
+    attributes: dict[str, Any] = dict(node.attrs)
+    images = attributes.get("ome", attributes).get("multiscales")
+    if not images:
+        arrays = sorted(name for name, _ in node.arrays())
+        hint = f"; name one of its arrays: {', '.join(arrays)}" if arrays else ""
+        raise InputError(f"{path} is a Zarr group without OME-Zarr multiscales{hint}")
+    name = images[0]["datasets"][0]["path"]
+    try:
+        array = node[name]
+    except KeyError:
+        raise InputError(f"{path} names the array {name!r} in its metadata, but it is missing") from None
+    if not isinstance(array, zarr.Array):
+        raise InputError(f"{path}/{name} is a group where an array was expected")
+    return _describe(path, array, images[0], attributes)
+
+
+def _describe(path: Path, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any]) -> Volume:
+    axes = image.get("axes") or ["t", "c", "z", "y", "x"][-array.ndim :]
+    names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
+    extra = array.shape[: max(array.ndim - 3, 0)]
+    offsets = attributes.get("neuroshed", {}).get("offsets")
+    keep_channels = offsets is not None or (bool(extra) and extra[-1] != 1)
+    if array.ndim < 3 or names[-3:] != ["z", "y", "x"] or any(n != 1 for n in extra[: len(extra) - keep_channels]):
+        raise InputError(
+            f"{path} has axes {names} and shape {array.shape}; needed are z, y, x, with at most one channel axis before them"
+        )
+    scale, translation = [1.0] * array.ndim, [0.0] * array.ndim
+    transforms = [*image.get("datasets", [{}])[0].get("coordinateTransformations", [])]
+    for transform in (*transforms, *image.get("coordinateTransformations", [])):
+        if transform["type"] == "scale":
+            scale = [a * b for a, b in zip(scale, transform["scale"], strict=True)]
+            translation = [a * b for a, b in zip(translation, transform["scale"], strict=True)]
+        elif transform["type"] == "translation":
+            translation = [a + b for a, b in zip(translation, transform["translation"], strict=True)]
+    units = [_NANOMETRES.get(axis.get("unit", ""), 1.0) if isinstance(axis, dict) else 1.0 for axis in axes[-3:]]
+    size = [s * u for s, u in zip(scale[-3:], units, strict=True)]
+    place = [s * u for s, u in zip(translation[-3:], units, strict=True)]
+    return Volume(
+        path=path,
+        array=array,
+        shape=(array.shape[-3], array.shape[-2], array.shape[-1]),
+        channels=array.shape[-4] if keep_channels else None,
+        voxel_size=(size[0], size[1], size[2]),
+        offset=(place[0], place[1], place[2]),
+        voxel_offsets=tuple((o[0], o[1], o[2]) for o in offsets) if offsets is not None else None,
+    )
+
+
+def create_volume(
+    path: str | os.PathLike[str],
+    *,
+    shape: Vec,
+    dtype: npt.DTypeLike,
+    shard_shape: Vec,
+    voxel_size: Sequence[float],
+    offset: Sequence[float] = (0.0, 0.0, 0.0),
+    voxel_offsets: Sequence[Vec] | None = None,
+) -> Volume:
+    """Create an OME-Zarr 0.5 image of one level at `path`, or open it for writing if the same one is there already.
+
+    Affinities give `voxel_offsets`, one a channel; they are stored beside the OME metadata as `neuroshed.offsets`.
+    The volume appears under its name only when its metadata is complete.
+
+    Raises `WorkflowError` if something else is at `path`.
+    """
+    path = Path(path).resolve()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        _write_metadata(draft, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
+        draft.rename(path)
+        sync_path(path.parent)
+    volume = open_volume(path)
+    if volume.shape != shape or volume.dtype != np.dtype(dtype) or volume.shard_shape != shard_shape:
+        raise WorkflowError(
+            f"{path} exists with shape {volume.shape}, {volume.dtype}, shards {volume.shard_shape}, where {shape}, "
+            f"{np.dtype(dtype)}, {shard_shape} is wanted; choose another path or remove it"
+        )
+    name = volume.array.basename
+    array = zarr.open_array(LocalStore(path), path=name, mode="r+")
+    return Volume(**{**volume.__dict__, "array": array, "writable": True})
+
+
+def _write_metadata(
+    path: Path,
+    shape: Vec,
+    dtype: np.dtype[Any],
+    shard_shape: Vec,
+    voxel_size: Sequence[float],
+    offset: Sequence[float],
+    voxel_offsets: Sequence[Vec] | None,
+) -> None:
+    lead = () if voxel_offsets is None else (len(voxel_offsets),)
+    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    if lead:
+        axes.insert(0, {"name": "c", "type": "channel"})
+    transforms = [
+        {"type": "scale", "scale": [1.0] * len(lead) + [float(size) for size in voxel_size]},
+        {"type": "translation", "translation": [0.0] * len(lead) + [float(o) for o in offset]},
+    ]
+    image = {"name": path.name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
+    attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
+    if voxel_offsets is not None:
+        attributes["neuroshed"] = {"offsets": [list(o) for o in voxel_offsets]}
+    group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+    group.create_array(
+        "0",
+        shape=(*lead, *shape),
+        dtype=dtype,
+        chunks=(*(1 for _ in lead), *(chunk_side(side) for side in shard_shape)),
+        shards=(*lead, *shard_shape),
+        compressors=ZstdCodec(level=1, checksum=True),
+        fill_value=0,
+        dimension_names=(*("c" for _ in lead), "z", "y", "x"),
+    )
+
+
+def chunk_side(shard_side: int) -> int:
+    """The divisor of a shard's side that is nearest to 64 in ratio.
+
+    >>> [chunk_side(n) for n in (256, 96, 61, 100)]
+    [64, 48, 61, 50]
+    """
+    divisors = [d for d in range(1, shard_side + 1) if shard_side % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / CHUNK_SIDE)))
+
+
+def check_block_shape(block_shape: Vec, shard_shape: Vec) -> None:
+    """Raise `WorkflowError` unless a block is made of whole shards."""
+    if any(block % shard for block, shard in zip(block_shape, shard_shape, strict=True)):
+        fit = [max(round(b / s), 1) * s for b, s in zip(block_shape, shard_shape, strict=True)]
+        raise WorkflowError(
+            f"block {list(block_shape)} is not a multiple of shard {list(shard_shape)}; nearest that fits: {fit}"
+        )
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file or folder to disk, so that it outlives a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Training the U-Net: samples, augmentation, the loop, checkpoints."""
