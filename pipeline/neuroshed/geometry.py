@@ -79,9 +79,7 @@ class Box:
         >>> Box((4, 4, 4), (8, 8, 8)).slices((3, 3, 3))[0]
         slice(1, 5, None)
         """
-        z, y, x = (
-            slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True)
-        )
+        z, y, x = (slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
         return z, y, x
 
     def __str__(self) -> str:
@@ -121,10 +119,7 @@ class Grid:
     @property
     def counts(self) -> Vec:
         """Number of blocks along each axis."""
-        z, y, x = (
-            -(-b // s) - a // s
-            for a, b, s in zip(self.box.start, self.box.stop, self.block_shape, strict=True)
-        )
+        z, y, x = (-(-b // s) - a // s for a, b, s in zip(self.box.start, self.box.stop, self.block_shape, strict=True))
         return z, y, x
 
     def __len__(self) -> int:

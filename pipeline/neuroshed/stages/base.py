@@ -1,0 +1,107 @@
+"""What a stage is: parameters that say all, steps whose needs are geometry alone, and a function of one block.
+
+A stage is a frozen pydantic model that holds the stages it reads from. From its parameters, its algorithm's version and
+the fingerprints of those stages follows its own fingerprint, and from that the folder its outputs lie in: changed
+parameters can never mix with old results. Workers load a stage from the `stage.json` in that folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from neuroshed.geometry import Grid, Vec
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A block needs what `step` of the stage `fingerprint` writes to the block's box grown by `low` and `high` voxels."""
+
+    fingerprint: str
+    step: str
+    low: Vec = (0, 0, 0)
+    high: Vec = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass of a stage over one grid. Most stages have one; trees have one a level and direction."""
+
+    name: str
+    grid: Grid
+    needs: tuple[Need, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a finished block reports: the voxels it wrote and figures for the summary."""
+
+    voxels: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Stage(BaseModel):
+    """Base of all stages. Subclasses set `kind`, `version`, `steps` and `run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+    kind: str
+    """Name of the stage, as a user sees it."""
+    run_folder: Path
+    """The run that the outputs belong to; not part of the fingerprint."""
+
+    version: ClassVar[int] = 1
+    """Raised whenever the same parameters would give other bytes."""
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder"})
+    """Fields that do not change any output byte."""
+
+    @property
+    def upstream(self) -> tuple[Stage, ...]:
+        """The stages whose outputs this one reads."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(value for value in values if isinstance(value, Stage))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides the bytes of the outputs."""
+        own = {
+            name: value.fingerprint if isinstance(value, Stage) else self.model_dump(mode="json", include={name})[name]
+            for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
+            if name not in self.unhashed
+        }
+        text = json.dumps([type(self).version, own], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Where the outputs lie."""
+        return self.run_folder / f"{self.kind}-{self.fingerprint[:12]}"
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The passes of this stage, each after those it needs; none for data that is there already."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its steps")
+
+    def prepare(self) -> None:
+        """Create what blocks write into. Called once by the coordinator before the first block; may be called again."""
+
+    def run(self, step: str, index: Vec) -> Done:
+        """Compute and write one block. Outputs stand whole at their final place, synced to disk, before it returns.
+
+        Raises `BlockError` if the block's data cannot give a result.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how to run a block")
+
+    def memory_bytes(self, step: str) -> int:
+        """Predicted peak memory of one block's task, in bytes, beyond what an idle worker holds."""
+        raise NotImplementedError(f"{type(self).__name__} does not predict its memory")
+
+    def report(self) -> dict[str, Any]:
+        """Paths of the outputs, for the summary."""
+        return {}
