@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from neuroshed.geometry import Grid, Vec
+from neuroshed.storage.files import make_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class Stage(BaseModel):
 
     def prepare(self) -> None:
         """Create what blocks write into. Called once by the coordinator before the first block; may be called again."""
+        for step in self.steps:
+            make_folder(self.folder / (step.name or "blocks"))
 
     def run(self, step: str, index: Vec) -> Done:
         """Compute and write one block. Outputs stand whole at their final place, synced to disk, before it returns.
@@ -101,6 +104,10 @@ class Stage(BaseModel):
     def memory_bytes(self, step: str) -> int:
         """Predicted peak memory of one block's task, in bytes, beyond what an idle worker holds."""
         raise NotImplementedError(f"{type(self).__name__} does not predict its memory")
+
+    def node_path(self, step: str, index: Vec) -> Path:
+        """Where a block or tree node keeps its tables."""
+        return self.folder / (step or "blocks") / ("_".join(map(str, index)) + ".parquet")
 
     def report(self) -> dict[str, Any]:
         """Paths of the outputs, for the summary."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from zarr.storage import LocalStore
 
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.storage.files import sync_path
 
 # Chunks are the unit of reading: about this many voxels along each side.
 CHUNK_SIDE = 64
@@ -76,29 +78,32 @@ class Volume:
             lead = (0,) * (self.array.ndim - 4) + (slice(0, channels),)
         return np.asarray(self.array[(*lead, *box.slices())])
 
-    def write(self, box: Box, data: npt.NDArray[Any]) -> None:
+    def write(self, box: Box, data: npt.NDArray[Any], region: Box | None = None) -> None:
         """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
 
+        A shard that is cut by `region` (default: the volume), outside which nobody writes, counts as whole.
         Raises OSError as the file system does (a full disk included).
         """
-        self._check_owned(box)
+        self._check_owned(box, region or self.box)
         lead = (slice(None),) if self.channels is not None else ()
         self.array[(*lead, *box.slices())] = data
         self._sync(box)
 
-    def _check_owned(self, box: Box) -> None:
+    def _check_owned(self, box: Box, region: Box) -> None:
         if not self.writable:
             raise ValueError(f"{self.path} was opened for reading; inputs are never changed")
         owns = all(
-            a % s == 0 and (b % s == 0 or b == n)
-            for a, b, s, n in zip(box.start, box.stop, self.shard_shape, self.shape, strict=True)
+            (a % s == 0 or a == first) and (b % s == 0 or b == last)
+            for a, b, s, first, last in zip(
+                box.start, box.stop, self.shard_shape, region.start, region.stop, strict=True
+            )
         )
         if not owns or not self.box.contains(box):
             raise ValueError(f"box {box} does not own whole shards of {self.shard_shape} in {self.path}")
 
     def _sync(self, box: Box) -> None:
         root = self.path / self.array.basename if self.array.basename else self.path
-        folders = set()
+        folders: set[Path] = set()
         for index in Grid(self.box, self.shard_shape).touching(box):
             lead = (0,) * (self.array.ndim - 3)
             file = root / self.array.metadata.encode_chunk_key((*lead, *index))
@@ -123,7 +128,8 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         node = zarr.open(LocalStore(path, read_only=True), mode="r")
     except Exception as error:
         raise InputError(
-            f"{path} is not a Zarr array or group ({type(error).__name__}); bring other formats in with `neuroshed import`"
+            f"{path} is not a Zarr array or group ({type(error).__name__}); "
+            "bring other formats in with `neuroshed import`"
         ) from error
     if isinstance(node, zarr.Array):
         return _describe(path, node, {}, {})
@@ -151,7 +157,8 @@ def _describe(path: Path, array: zarr.Array[Any], image: dict[str, Any], attribu
     keep_channels = offsets is not None or (bool(extra) and extra[-1] != 1)
     if array.ndim < 3 or names[-3:] != ["z", "y", "x"] or any(n != 1 for n in extra[: len(extra) - keep_channels]):
         raise InputError(
-            f"{path} has axes {names} and shape {array.shape}; needed are z, y, x, with at most one channel axis before them"
+            f"{path} has axes {names} and shape {array.shape}; "
+            "needed are z, y, x, with at most one channel axis before them"
         )
     scale, translation = [1.0] * array.ndim, [0.0] * array.ndim
     transforms = [*image.get("datasets", [{}])[0].get("coordinateTransformations", [])]
@@ -197,7 +204,15 @@ def create_volume(
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         _write_metadata(draft, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
-        draft.rename(path)
+        for entry in (*draft.rglob("*"), draft):
+            sync_path(entry)
+        try:
+            draft.rename(path)
+        except OSError:
+            # Another process may have been first; what it made is checked below.
+            shutil.rmtree(draft)
+            if not path.exists():
+                raise
         sync_path(path.parent)
     volume = open_volume(path)
     if volume.shape != shape or volume.dtype != np.dtype(dtype) or volume.shard_shape != shard_shape:
@@ -261,12 +276,3 @@ def check_block_shape(block_shape: Vec, shard_shape: Vec) -> None:
         raise WorkflowError(
             f"block {list(block_shape)} is not a multiple of shard {list(shard_shape)}; nearest that fits: {fit}"
         )
-
-
-def sync_path(path: Path) -> None:
-    """Flush a file or folder to disk, so that it outlives a crash of the machine."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

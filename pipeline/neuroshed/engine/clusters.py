@@ -1,0 +1,89 @@
+"""Where tasks run: threads of this process, local worker processes, or a scheduler that is already there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from neuroshed.errors import WorkflowError
+
+
+class ClusterConfig(BaseModel):
+    """`cluster:` of a workflow. A word stands for the whole: `local`, `local:4`, `in-process`, or a scheduler address."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["in-process", "local", "address"] = "local"
+    """`local`: worker processes on this machine; `in-process`: threads of this process; `address`: a running scheduler."""
+    workers: int | None = Field(default=None, ge=1)
+    """Tasks at a time; by default one a core. Not for `address`."""
+    address: str | None = None
+    """Scheduler address, such as tls://host:8786. Certificates are taken from Dask's own configuration."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if "://" in value:
+            return {"kind": "address", "address": value}
+        kind, _, workers = value.partition(":")
+        return {"kind": kind, "workers": workers or None}
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterConfig:
+        if (self.kind == "address") != (self.address is not None):
+            raise ValueError("an address goes with kind `address`, and only with it")
+        return self
+
+
+@contextmanager
+def connect(config: ClusterConfig) -> Iterator[Any]:
+    """A `distributed.Client` of the cluster; what was started for it is stopped at the end.
+
+    Local processes talk over loopback under mutual TLS with keys made for this run, since Dask unpickles what a peer sends.
+    Raises `WorkflowError` if a given scheduler does not answer or has no workers.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+    from distributed.security import Security
+
+    workers = config.workers or os.cpu_count() or 1
+    quiet = {"distributed.comm.timeouts.connect": "30s", "distributed.admin.system-monitor.gil.enabled": False}
+    with dask.config.set(quiet):
+        if config.kind == "address":
+            try:
+                client = Client(config.address, timeout="30s", set_as_default=False)
+            except (OSError, TimeoutError) as error:
+                raise WorkflowError(
+                    f"no Dask scheduler answers at {config.address} within 30 s ({type(error).__name__}); "
+                    "check the address and the TLS settings"
+                ) from error
+            with client:
+                if not slots(client):
+                    raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
+                yield client
+            return
+        processes = config.kind == "local"
+        with (
+            LocalCluster(
+                n_workers=workers if processes else 1,
+                threads_per_worker=1 if processes else workers,
+                processes=processes,
+                security=Security.temporary() if processes else None,
+                host="127.0.0.1" if processes else None,
+                dashboard_address=None,
+                silence_logs=50,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
+
+
+def slots(client: Any) -> int:
+    """Tasks that the cluster runs at a time, now."""
+    return sum(client.nthreads().values())

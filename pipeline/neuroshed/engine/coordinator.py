@@ -1,0 +1,230 @@
+"""The coordinator: keeps a window of tasks in flight on Dask and a journal of what is true.
+
+No task graph is ever built. Tasks are coordinates; workers load the stage themselves. A block counts as done once its
+outputs stand on disk and the journal says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neuroshed.engine.clusters import ClusterConfig, connect, slots
+from neuroshed.engine.readiness import Counts, Readiness, Task
+from neuroshed.engine.worker import Outcome, run_blocks
+from neuroshed.errors import StorageFullError
+from neuroshed.geometry import Vec
+from neuroshed.stages.base import Stage
+from neuroshed.stages.registry import save_stage
+from neuroshed.storage.journal import Journal, read_journal
+
+# Enough that a worker never waits for the coordinator, few enough that the scheduler stays small.
+WINDOW_PER_SLOT = 3
+MAX_ATTEMPTS = 3
+# Blocks faster than this travel several to a task, so that scheduling stays a small part of the work.
+TASK_SECONDS = 0.5
+MAX_BLOCKS_PER_TASK = 16
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A block that was set aside."""
+
+    stage: str
+    step: str
+    index: Vec
+    error: str
+    trace: str
+
+
+@dataclass
+class Progress:
+    """State of a run, for whoever watches: blocks by stage, in the order of the flow, and failures so far."""
+
+    stages: dict[str, Counts]
+    kinds: dict[str, str]
+    failures: list[Failure] = field(default_factory=list)
+    restored: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+Watcher = Callable[[Progress], None]
+
+
+def ordered(last: Sequence[Stage]) -> list[Stage]:
+    """The given stages and all that they read from, upstream first, each once."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        for upstream in stage.upstream:
+            visit(upstream)
+        found.setdefault(stage.fingerprint, stage)
+
+    for stage in last:
+        visit(stage)
+    return list(found.values())
+
+
+def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progress]:
+    """What the journal says of these stages."""
+    readiness = Readiness([(stage.fingerprint, step) for stage in stages for step in stage.steps])
+    kinds = {stage.fingerprint: stage.kind for stage in stages}
+    progress = Progress({}, kinds)
+    failures: dict[Task, Failure] = {}
+    for event in read_journal(run_folder):
+        z, y, x = event["block"]
+        task = Task(event["stage"], event["step"], (z, y, x))
+        if event["state"] == "done":
+            readiness.restore(task)
+            failures.pop(task, None)
+            progress.seconds[task.fingerprint] = progress.seconds.get(task.fingerprint, 0.0) + event["seconds"]
+        elif task.fingerprint in kinds:
+            failures[task] = Failure(kinds[task.fingerprint], task.step, task.index, event["error"], event["trace"])
+    progress.stages = readiness.counts()
+    progress.restored = sum(count.done for count in progress.stages.values())
+    progress.failures = list(failures.values())
+    return readiness, progress
+
+
+def execute(
+    run_folder: Path, stages: Sequence[Stage], cluster: ClusterConfig, watch: Watcher = lambda progress: None
+) -> Progress:
+    """Run every block of `stages` (upstream first) that the journal does not hold as done.
+
+    Returns the final state, failures included. Raises `StorageFullError` if a disk fills up, `WorkflowError` if
+    another coordinator works on the run; in both cases, and on any crash, calling again goes on where it stopped.
+    """
+    with Journal(run_folder) as journal:
+        readiness, progress = restore(run_folder, stages)
+        progress.failures = []
+        watch(progress)
+        if all(count.done == count.total for count in progress.stages.values()):
+            return progress
+        files = {stage.fingerprint: save_stage(stage) for stage in stages}
+        for stage in stages:
+            stage.prepare()
+        readiness.start()
+        with connect(cluster) as client:
+            _Session(client, journal, readiness, progress, files, watch).run()
+    return progress
+
+
+class _Session:
+    """One connection to a cluster, from the first task to the last."""
+
+    def __init__(
+        self,
+        client: Any,
+        journal: Journal,
+        readiness: Readiness,
+        progress: Progress,
+        files: dict[str, Path],
+        watch: Watcher,
+    ) -> None:
+        self.client, self.journal, self.readiness = client, journal, readiness
+        self.progress, self.files, self.watch = progress, files, watch
+        self.attempts: dict[Task, int] = {}
+        self.mean_seconds: dict[tuple[str, str], float] = {}
+        self.in_flight: dict[str, list[Task]] = {}
+        self.sent = 0
+
+    def run(self) -> None:
+        """Refill the window as tasks end, until nothing runs and nothing is ready."""
+        from distributed import as_completed
+
+        completed = as_completed(self._submit(), with_results=True, raise_errors=False)
+        for batch in completed.batches():
+            outcomes = [pair for future, result in batch for pair in self._outcomes(future, result)]
+            self._record(outcomes)
+            completed.update(self._submit())
+
+    def _submit(self) -> list[Any]:
+        futures = []
+        window = WINDOW_PER_SLOT * max(slots(self.client), 1)
+        while len(self.in_flight) < window and self.readiness.waiting_queue:
+            tasks = self._next_tasks()
+            first = tasks[0]
+            # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
+            key = ("neuroshed", self.sent, first.fingerprint[:12], first.step)
+            future = self.client.submit(
+                run_blocks,
+                self.files[first.fingerprint],
+                first.step,
+                [task.index for task in tasks],
+                key=key,
+                pure=False,
+            )
+            self.sent += 1
+            self.in_flight[future.key] = tasks
+            futures.append(future)
+        return futures
+
+    def _next_tasks(self) -> list[Task]:
+        first = next(self.readiness.take(1))
+        mean = self.mean_seconds.get((first.fingerprint, first.step), TASK_SECONDS)
+        share = -(-self.readiness.waiting_queue // max(slots(self.client), 1))
+        number = min(int(TASK_SECONDS / max(mean, 1e-3)), MAX_BLOCKS_PER_TASK, share)
+        more = []
+        for task in self.readiness.take(number - 1):
+            if (task.fingerprint, task.step) != (first.fingerprint, first.step):
+                self.readiness.retry(task)
+                break
+            more.append(task)
+        return [first, *more]
+
+    def _outcomes(self, future: Any, result: Any) -> list[tuple[Task, Outcome]]:
+        tasks = self.in_flight.pop(future.key)
+        if future.status == "finished":
+            return list(zip(tasks, result, strict=True))
+        # The workers that ran it died, or the result was lost with the scheduler.
+        error = f"task {future.status}: {result[1] if isinstance(result, tuple) else result!r}"
+        return [(task, Outcome(task.index, 0.0, error=error.splitlines()[0])) for task in tasks]
+
+    def _record(self, outcomes: list[tuple[Task, Outcome]]) -> None:
+        events, full = [], None
+        for task, outcome in outcomes:
+            if outcome.error is None:
+                events.append(self._done(task, outcome))
+                continue
+            full = outcome.error if outcome.disk_full else full
+            self.attempts[task] = self.attempts.get(task, 0) + 1
+            if self.attempts[task] < MAX_ATTEMPTS and not outcome.disk_full:
+                self.readiness.retry(task)
+            else:
+                events.append(self._failed(task, outcome))
+        self.journal.append(events)
+        for task, outcome in outcomes:
+            if outcome.error is None:
+                self.readiness.finish(task)
+        self.progress.stages = self.readiness.counts()
+        self.watch(self.progress)
+        if full:
+            raise StorageFullError(f"no space left for the run ({full}); free some, then `neuroshed resume` goes on")
+
+    def _done(self, task: Task, outcome: Outcome) -> dict[str, Any]:
+        key = (task.fingerprint, task.step)
+        self.mean_seconds[key] = 0.8 * self.mean_seconds.get(key, outcome.seconds) + 0.2 * outcome.seconds
+        seconds = self.progress.seconds
+        seconds[task.fingerprint] = seconds.get(task.fingerprint, 0.0) + outcome.seconds
+        return _event(task, outcome, "done") | {"voxels": outcome.voxels} | outcome.figures
+
+    def _failed(self, task: Task, outcome: Outcome) -> dict[str, Any]:
+        self.readiness.fail(task)
+        error = outcome.error or ""
+        kind = self.progress.kinds[task.fingerprint]
+        self.progress.failures.append(Failure(kind, task.step, task.index, error, outcome.trace))
+        return _event(task, outcome, "failed") | {"error": error, "trace": outcome.trace}
+
+
+def _event(task: Task, outcome: Outcome, state: str) -> dict[str, Any]:
+    return {
+        "stage": task.fingerprint,
+        "step": task.step,
+        "block": task.index,
+        "state": state,
+        "seconds": round(outcome.seconds, 4),
+        "time": round(time.time(), 3),
+    }

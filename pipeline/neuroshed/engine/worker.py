@@ -1,0 +1,41 @@
+"""What runs inside a worker: load the stage once, compute the blocks asked for, say how it went."""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from neuroshed.geometry import Vec
+from neuroshed.stages.registry import load_stage
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one block went: `error` is None if its outputs stand whole on disk."""
+
+    index: Vec
+    seconds: float
+    voxels: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    trace: str = ""
+    disk_full: bool = False
+
+
+def run_blocks(stage_file: Path, step: str, indices: list[Vec]) -> list[Outcome]:
+    """Run several blocks of one step; a block that fails says so in its outcome and never stops the others."""
+    return [_run_block(stage_file, step, index) for index in indices]
+
+
+def _run_block(stage_file: Path, step: str, index: Vec) -> Outcome:
+    start = time.perf_counter()
+    try:
+        done = load_stage(stage_file).run(step, index)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return Outcome(index, time.perf_counter() - start, error=text, trace=traceback.format_exc(), disk_full=full)
+    return Outcome(index, time.perf_counter() - start, done.voxels, done.figures)

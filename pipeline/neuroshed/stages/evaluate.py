@@ -1,0 +1,192 @@
+"""Scores of a segmentation against a truth: each block counts which labels meet, the sum of the counts is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroshed.errors import BlockError, InputError
+from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.kernels.metrics import (
+    RAND_VARIANTS,
+    ContingencyTable,
+    RandScore,
+    RandVariant,
+    adapted_rand,
+    add_contingency,
+    collapse_unlabelled,
+    contingency,
+    variation_of_information,
+)
+from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.octree import table_path
+from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.tables import read_table, write_table
+from neuroshed.storage.volumes import Volume, open_volume
+
+UNLABELLED = np.uint64(2**64 - 1)
+"""CREMI's files mark voxels without a truth by this label; it counts as 0."""
+
+
+class Contingency(Stage):
+    """Contingency tables of the blocks of two label volumes of one shape."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    segmentation: Path
+    truth: Path
+    segmentation_identity: dict[str, Any]
+    """What the segmentation was when the run was planned."""
+    truth_identity: dict[str, Any]
+    """What the truth was when the run was planned."""
+    box: Box
+    """The part that is scored, in voxels of both volumes."""
+    block_shape: Vec
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "segmentation", "truth"})
+
+    @classmethod
+    def of(
+        cls, run_folder: Path, segmentation: Path, truth: Path, block_shape: Vec, box: Box | None = None
+    ) -> Contingency:
+        """Plan an evaluation of two label volumes (or of a box of them).
+
+        Raises `InputError` if their shapes differ, one holds no labels (integers without channels), or the box is not
+        in them.
+        """
+        seg, reference = open_volume(segmentation), open_volume(truth)
+        for volume in (seg, reference):
+            if volume.channels is not None or volume.dtype.kind not in "ui":
+                raise InputError(
+                    f"{volume.path} is {volume.dtype} with {volume.channels or 'no'} channels; "
+                    "needed are integer labels without channels"
+                )
+        if seg.shape != reference.shape:
+            raise InputError(
+                f"segmentation {seg.path} has shape {list(seg.shape)}, truth {reference.path} {list(reference.shape)}; "
+                "crop or pad one of them to the other"
+            )
+        box = box or seg.box
+        if box.empty or not seg.box.contains(box):
+            raise InputError(f"box {box} is not inside the volumes of shape {list(seg.shape)}; give another box")
+        return cls(
+            run_folder=run_folder,
+            segmentation=seg.path,
+            truth=reference.path,
+            segmentation_identity=volume_identity(seg),
+            truth_identity=volume_identity(reference),
+            box=box,
+            block_shape=block_shape,
+        )
+
+    @property
+    def grid(self) -> Grid:
+        """The blocks of the box."""
+        return Grid(self.box, self.block_shape)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One pass that needs nothing."""
+        return (Step("", self.grid),)
+
+    @cached_property
+    def volumes(self) -> tuple[Volume, Volume]:
+        """Segmentation and truth."""
+        return open_volume(self.segmentation), open_volume(self.truth)
+
+    def table(self, index: Vec) -> Path:
+        """Where a block's table lies: columns seg, truth (uint64) and count (int64)."""
+        return table_path(self.folder, "", "contingency", index)
+
+    def run(self, step: str, index: Vec) -> Done:
+        """Count the label pairs of one block; all voxels without a truth go to the pair (0, 0)."""
+        box = self.grid.block_box(index)
+        seg, truth = (_read_labels(volume, box) for volume in self.volumes)
+        table = contingency(seg, truth)
+        known = ContingencyTable(table.seg, np.where(table.truth == UNLABELLED, 0, table.truth), table.counts)
+        counted = collapse_unlabelled(known)
+        write_table(self.table(index), {"seg": counted.seg, "truth": counted.truth, "count": counted.counts})
+        return Done(box.size, {"labelled": float(counted.counts[counted.truth != 0].sum())})
+
+    def memory_bytes(self, step: str) -> int:
+        """Both label arrays as stored and as read, and the counting, which goes by slices of a fixed size."""
+        voxels = int(np.prod(np.minimum(self.block_shape, self.box.shape)))
+        return voxels * sum(2 * volume.dtype.itemsize for volume in self.volumes) + COUNTING_BYTES
+
+
+COUNTING_BYTES = 160 * 2**20
+"""What counting holds besides the arrays: measured on labels that change at every voxel, the worst there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores over the voxels of nonzero truth.
+
+    VOI in bits: `voi_split` is H(segmentation | truth), `voi_merge` is H(truth | segmentation), predicted 0 counts as
+    one segment. What the variants of the adapted Rand error do with it is told at `kernels.metrics.adapted_rand`.
+    """
+
+    voi_split: float
+    voi_merge: float
+    adapted_rand: dict[RandVariant, RandScore]
+    segments: int
+    """Segments (other than 0) that meet a voxel of nonzero truth."""
+    truth_labels: int
+    voxels: int
+    """Voxels of nonzero truth."""
+
+    @property
+    def voi(self) -> float:
+        """Variation of information in bits: split + merge."""
+        return self.voi_split + self.voi_merge
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers by name."""
+        return {
+            "voi_split": self.voi_split,
+            "voi_merge": self.voi_merge,
+            "voi": self.voi,
+            "adapted_rand": {variant: score._asdict() for variant, score in self.adapted_rand.items()},
+            "segments": self.segments,
+            "truth_labels": self.truth_labels,
+            "voxels": self.voxels,
+        }
+
+
+def evaluate_tables(stage: Contingency) -> Scores:
+    """Score the summed tables of all blocks of a finished stage, read one by one.
+
+    Raises `InputError` if the truth has no label in the box, `BlockError` for a table that is missing or damaged.
+    """
+    table = add_contingency(_tables(stage))
+    labelled = table.truth != 0
+    if not labelled.any():
+        raise InputError(f"truth {stage.truth} has no label but 0 in box {stage.box}; nothing can be scored")
+    variation = variation_of_information(table)
+    segments = np.unique(table.seg[labelled])
+    return Scores(
+        voi_split=variation.split,
+        voi_merge=variation.merge,
+        adapted_rand={variant: adapted_rand(table, variant) for variant in RAND_VARIANTS},
+        segments=int(np.count_nonzero(segments)),
+        truth_labels=int(np.unique(table.truth[labelled]).size),
+        voxels=int(table.counts[labelled].sum()),
+    )
+
+
+def _tables(stage: Contingency) -> Iterator[ContingencyTable]:
+    for index in stage.grid:
+        columns = read_table(stage.table(index), ["seg", "truth", "count"])
+        yield ContingencyTable(columns["seg"], columns["truth"], columns["count"])
+
+
+def _read_labels(volume: Volume, box: Box) -> npt.NDArray[Any]:
+    labels = volume.read(box)
+    if labels.dtype.kind == "i" and labels.min() < 0:
+        raise BlockError(f"{volume.path} has the label {labels.min()} in box {box}; labels must not be negative")
+    return labels

@@ -1,0 +1,101 @@
+"""What the tree stages share: paths of node tables, needs up and down a tree, faces that stay outer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroshed.errors import BlockError
+from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.kernels.relabel import Ids, look_up
+from neuroshed.stages.base import Need, Stage, Step
+from neuroshed.storage.nodes import Columns, read_node
+
+def needs(stage: Stage, step: str = "", low: Vec = (0, 0, 0), high: Vec = (0, 0, 0)) -> tuple[Need, ...]:
+    """The need of one step's output around a block; none for a stage whose data is there already."""
+    return (Need(stage.fingerprint, step, low, high),) if stage.steps else ()
+
+
+def climb(own: str, grids: Sequence[Grid], leaf_needs: tuple[Need, ...]) -> tuple[Step, ...]:
+    """Steps `up0`, `up1`, ... of a tree; a parent needs the box of its children. `own` is the stage's fingerprint."""
+    return tuple(
+        Step(f"up{level}", grid, (Need(own, f"up{level - 1}"),) if level else leaf_needs)
+        for level, grid in enumerate(grids)
+    )
+
+
+def descend(own: str, grids: Sequence[Grid], up: str) -> tuple[Step, ...]:
+    """Steps from the root's `down` to `down0`; each node needs its own way up (of the stage `up`) and its parent's answer."""
+    steps = []
+    for level in reversed(range(len(grids))):
+        node_needs = [Need(up, f"up{level}")]
+        if level + 1 < len(grids):
+            node_needs.append(Need(own, f"down{level + 1}"))
+        steps.append(Step(f"down{level}", grids[level], tuple(node_needs)))
+    return tuple(steps)
+
+
+def level_of(step: str) -> int:
+    """Tree level in a step's name.
+
+    >>> level_of("down12")
+    12
+    """
+    return int(step.lstrip("updown"))
+
+
+def parent_of(index: Vec) -> Vec:
+    """Index of the parent node."""
+    z, y, x = (i // 2 for i in index)
+    return z, y, x
+
+
+def outer_bits(child: Box, node: Box, region: Box) -> int:
+    """The face bits of a child box that lie on faces of the node's box with region beyond them.
+
+    >>> node, region = Box((0, 0, 0), (4, 2, 2)), Box((0, 0, 0), (8, 2, 2))
+    >>> f"{outer_bits(Box((2, 0, 0), (4, 2, 2)), node, region):06b}"
+    '000010'
+    """
+    bits = 0
+    for axis in range(3):
+        if child.start[axis] == node.start[axis] > region.start[axis]:
+            bits |= 1 << (2 * axis)
+        if child.stop[axis] == node.stop[axis] < region.stop[axis]:
+            bits |= 2 << (2 * axis)
+    return bits
+
+
+def entering(axis: npt.NDArray[np.uint8], child: Box, node: Box) -> npt.NDArray[np.bool_]:
+    """Which of a child's rows across its low faces (by `axis`) have both ends in the node's box."""
+    inside = np.array([a != b for a, b in zip(child.start, node.start, strict=True)], dtype=np.bool_)
+    return inside[axis]
+
+
+def concatenate(tables: Iterable[Columns]) -> Columns:
+    """Rows of several tables with the same columns."""
+    listed = list(tables)
+    return {name: np.concatenate([table[name] for table in listed]) for name in listed[0]}
+
+
+def select(table: Columns, rows: npt.NDArray[np.bool_]) -> Columns:
+    """The rows of a table where `rows` is true."""
+    return {name: column[rows] for name, column in table.items()}
+
+
+def answer(local: Ids, handed_up: Ids, parent: Path | None, column: str) -> Ids:
+    """Final ids: what the parent's table says of every local id that was handed up; the rest stays.
+
+    Raises `BlockError` if the parent has no answer for an id that was handed up: a guess would be a wrong segment.
+    """
+    if parent is None:
+        return local
+    (answers,) = read_node(parent, "answers")
+    final, found = look_up(local, answers["id"], answers[column])
+    unanswered = np.isin(local, handed_up) & ~found
+    if unanswered.any():
+        raise BlockError(f"{parent} has no answer for id {local[unanswered][0]}; remove this stage's folder and run again")
+    return np.where(np.isin(local, handed_up), final, local)

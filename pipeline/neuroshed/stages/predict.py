@@ -1,0 +1,125 @@
+"""Image to affinities: the U-Net over a lattice of patches that belongs to the volume, not to the block."""
+
+from __future__ import annotations
+
+import functools
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from neuroshed.geometry import Box, Grid, Vec, add, mul
+from neuroshed.model.inference import Lattice, Precision, predict_box, predicted_bytes, read_box
+from neuroshed.stages.affinities import NEAREST
+from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.storage.models import Model, load_model
+from neuroshed.storage.volumes import Volume, create_volume, open_volume
+
+
+class Predict(Stage):
+    """Affinities of the blocks that touch the region, each block whole, so that another region can use them."""
+
+    kind: Literal["predict"] = "predict"
+    image: Path
+    image_identity: dict[str, Any]
+    """What the image was when the run was planned."""
+    volume_shape: Vec
+    voxel_size: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    region: Box
+    """The part of the volume that is wanted; blocks that touch it are predicted whole."""
+    block_shape: Vec
+    shard_shape: Vec
+    model: str
+    """Name of a shipped model or path of any."""
+    weights_sha256: str
+    lattice: Lattice
+    normalisation: tuple[float, float]
+    """Image values that become -1 and 1."""
+    batch_size: int
+    threads: int
+    device: str
+    precision: Precision
+    torch_version: str
+    """Another version of torch may round differently."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "region", "image", "model"})
+
+    @property
+    def grid(self) -> Grid:
+        """Whole blocks that touch the region, cut only by the volume."""
+        blocks = Grid(self.region, self.block_shape)
+        start = mul(blocks.first, self.block_shape)
+        whole = Box(start, add(start, mul(blocks.counts, self.block_shape)))
+        return Grid(whole.intersect(Box.of_shape(self.volume_shape)), self.block_shape)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One pass over the image, which is there already."""
+        return (Step("", self.grid),)
+
+    @cached_property
+    def affinities(self) -> Volume:
+        """Affinities, uint8 `(3, z, y, x)`."""
+        return create_volume(
+            self.folder / "affinities.zarr",
+            shape=self.volume_shape,
+            dtype=np.uint8,
+            shard_shape=self.shard_shape,
+            voxel_size=self.voxel_size,
+            offset=self.offset,
+            voxel_offsets=NEAREST,
+        )
+
+    @cached_property
+    def _image(self) -> Volume:
+        return open_volume(self.image)
+
+    def prepare(self) -> None:
+        """Create the volume of affinities; there are no tables."""
+        assert self.affinities.writable
+
+    def run(self, step: str, index: Vec) -> Done:
+        """Affinities of one block."""
+        box = self.grid.block_box(index)
+        image_box = read_box(box, self.volume_shape, self.lattice)
+        affinities = predict_box(
+            _load(self.model, self.weights_sha256).net,
+            self._image.read(image_box),
+            image_box,
+            box,
+            self.volume_shape,
+            self.lattice,
+            self.batch_size,
+            self.normalisation,
+            self.threads,
+            device=self.device,
+            precision=self.precision,
+        )
+        self.affinities.write(box, affinities)
+        return Done(box.size)
+
+    def memory_bytes(self, step: str) -> int:
+        """Image and affinities of a block, and the activations of one batch."""
+        model = _load(self.model, self.weights_sha256)
+        return predicted_bytes(
+            model.card.architecture,
+            self.lattice,
+            self.block_shape,
+            self.batch_size,
+            image_bytes=self._image.dtype.itemsize,
+        )
+
+    def report(self) -> dict[str, str]:
+        """Where the affinities are."""
+        return {"affinities": str(self.affinities.path)}
+
+
+@functools.lru_cache(maxsize=2)
+def _load(model: str, weights_sha256: str) -> Model:
+    """The network, once a process; the checksum is part of the cache's key, so a changed file is read anew."""
+    loaded = load_model(model)
+    if loaded.weights_sha256 != weights_sha256:
+        raise ValueError(f"model {model} changed since the run was planned; put it back or plan a new run")
+    return loaded

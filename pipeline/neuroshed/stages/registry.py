@@ -1,0 +1,48 @@
+"""Stages by kind: how a worker, `status` and `resume` read a `stage.json`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from neuroshed.errors import InputError
+from neuroshed.stages.affinities import Affinities
+from neuroshed.stages.agglomerate import Agglomerate
+from neuroshed.stages.base import Stage
+from neuroshed.stages.evaluate import Contingency
+from neuroshed.stages.fragments import Fragments
+from neuroshed.stages.graph import Graph
+from neuroshed.stages.imports import Import
+from neuroshed.stages.predict import Predict
+from neuroshed.stages.segment import Segment
+from neuroshed.stages.stitch import Stitch
+from neuroshed.storage.files import make_folder, replace_file
+
+AnyStage = Annotated[
+    Affinities | Agglomerate | Contingency | Fragments | Graph | Import | Predict | Segment | Stitch,
+    Field(discriminator="kind"),
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyStage)
+
+
+def save_stage(stage: Stage) -> Path:
+    """Write `stage.json` into the stage's folder; returns its path."""
+    make_folder(stage.folder)
+    path = stage.folder / "stage.json"
+    replace_file(path, stage.model_dump_json(indent=2).encode())
+    return path
+
+
+@functools.lru_cache(maxsize=64)
+def load_stage(path: Path) -> Stage:
+    """The stage described by a `stage.json`, once a process. Raises `InputError` if it cannot be read."""
+    try:
+        stage: Stage = _ADAPTER.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; the workers must see the run folder under the same path") from None
+    except ValidationError as error:
+        raise InputError(f"{path} was written by another version ({error.error_count()} fields differ)") from error
+    return stage

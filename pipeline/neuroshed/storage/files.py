@@ -1,0 +1,44 @@
+"""Files that are whole at their final place or not there at all, also after a crash of the machine."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file or folder to disk, so that it outlives a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, synced to disk."""
+    fresh = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in fresh:
+        sync_path(folder.parent)
+
+
+def replace_file(path: Path, data: bytes | memoryview[int] | Any) -> Path:
+    """Put a file with `data` at `path` in one step, synced with its folder, which must be on disk already.
+
+    Nobody ever sees a part of it. Raises OSError as the file system does (a full disk included).
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with draft.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_path(path.parent)
+    return path

@@ -1,0 +1,71 @@
+"""What an input array is, in a few lines that go into fingerprints: other data under the same path is another input."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from neuroshed.errors import InputError
+from neuroshed.geometry import Box, Vec
+from neuroshed.storage.volumes import Volume
+
+# Voxels along each side of a sample: at most one chunk of a usual volume has to be read for it.
+SAMPLE_SIDE = 32
+
+
+def volume_identity(volume: Volume) -> dict[str, Any]:
+    """Path, place, shape, type, a SHA-256 of the array's metadata file and one of eight sampled boxes; plain JSON.
+
+    The samples lie in the middle of the eight octants, whatever the chunks, and nothing depends on file times: copying
+    back the same bytes keeps the identity. Changes that touch neither metadata nor a sample go unseen.
+
+    Raises `InputError` if the metadata or a sample cannot be read.
+    """
+    sample = hashlib.sha256()
+    for box in sample_boxes(volume.shape):
+        try:
+            data = volume.read(box)
+        except Exception as error:
+            # Codecs and stores raise what they like; here all of it means that the input is damaged.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"box {box} of {volume.path} cannot be read ({reason}); copy the volume again") from error
+        sample.update(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes())
+    return {
+        "path": str(volume.path),
+        "shape": list(volume.shape),
+        "channels": volume.channels,
+        "dtype": volume.dtype.name,
+        "voxel_size": list(volume.voxel_size),
+        "offset": list(volume.offset),
+        "metadata_sha256": _metadata_digest(volume),
+        "sample_sha256": sample.hexdigest(),
+    }
+
+
+def sample_boxes(shape: Vec) -> Iterator[Box]:
+    """Boxes of up to 32 voxels a side in the middle of the eight octants of a volume.
+
+    >>> [box.start for box in sample_boxes((100, 100, 8))][:2]
+    [(9, 9, 0), (9, 9, 0)]
+    """
+    for corner in itertools.product((1, 3), repeat=3):
+        sides = [min(SAMPLE_SIDE, n) for n in shape]
+        z, y, x = (
+            min(max(n * quarter // 4 - side // 2, 0), n - side)
+            for n, quarter, side in zip(shape, corner, sides, strict=True)
+        )
+        yield Box((z, y, x), (z + sides[0], y + sides[1], x + sides[2]))
+
+
+def _metadata_digest(volume: Volume) -> str:
+    """Of the array's own metadata, as it stands on disk: zarr.json (Zarr v3) or .zarray (v2)."""
+    name = "zarr.json" if volume.array.metadata.zarr_format == 3 else ".zarray"
+    file = volume.path / volume.array.path / name
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); copy the volume again") from error

@@ -1,0 +1,92 @@
+"""The journal of a run: an append-only record of what is done and what failed, and the lock of its one writer.
+
+Each session of the coordinator writes a segment of its own, one checksummed JSON line an event. A line counts once it is
+synced; a tail torn by a crash is dropped. Readers never block the writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from neuroshed.errors import InputError, WorkflowError
+from neuroshed.storage.files import make_folder, sync_path
+
+
+class Journal:
+    """The writer's side. Use as a context manager; a second writer is refused with the first one's name."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.folder = run_folder / "journal"
+
+    def __enter__(self) -> Journal:
+        make_folder(self.folder)
+        self._lock = (self.folder / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise WorkflowError(f"run {self.folder.parent} is being worked on by {holder}; wait for it or stop it") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+        number = max((int(path.stem) for path in _segments(self.folder)), default=0) + 1
+        self._segment = (self.folder / f"{number:06d}.log").open("xb")
+        sync_path(self.folder)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._segment.close()
+        self._lock.truncate(0)
+        self._lock.close()
+
+    def append(self, events: Iterable[dict[str, Any]]) -> None:
+        """Record events; they are on disk when this returns."""
+        lines = b"".join(_line(event) for event in events)
+        if lines:
+            self._segment.write(lines)
+            self._segment.flush()
+            os.fsync(self._segment.fileno())
+
+
+def read_journal(run_folder: Path) -> Iterator[dict[str, Any]]:
+    """All recorded events of a run, oldest first; none if it never started.
+
+    Raises `InputError` if a line before the end of a segment is damaged: what follows it could not be trusted.
+    """
+    for path in _segments(run_folder / "journal"):
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines):
+            event = _parse(line)
+            if event is not None:
+                yield event
+            elif any(_parse(later) is not None for later in lines[number + 1 :]):
+                raise InputError(f"{path} is damaged at line {number + 1}; restore the file or start a new run folder")
+            else:
+                break
+
+
+def _segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.log"))
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    text = json.dumps(event, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    if not text or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    event: dict[str, Any] = json.loads(text)
+    return event

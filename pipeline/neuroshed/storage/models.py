@@ -1,0 +1,187 @@
+"""Trained networks on disk: `NAME.safetensors` has the weights, `NAME.json` everything else needed to use them.
+
+Neither file can run code when loaded, and the JSON holds the SHA-256 of the weights, so a pair never mixes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from neuroshed.errors import InputError
+from neuroshed.geometry import Vec
+from neuroshed.model.inference import Lattice
+from neuroshed.model.targets import NEAREST
+from neuroshed.model.unet import Architecture, UNet
+from neuroshed.storage.volumes import sync_path
+
+FORMAT_VERSION = 1
+
+
+class ModelCard(BaseModel):
+    """What `NAME.json` says about a network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    architecture: Architecture
+    offsets: tuple[Vec, ...]
+    """Edge offset of each output channel, voxels z y x; the first three are the nearest neighbours."""
+    lattice: Lattice
+    """Patches in which the network is applied."""
+    normalisation: tuple[float, float]
+    """Intensities (low, high) that become -1 and 1."""
+    voxel_size: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    """Voxel size in nm, z y x, of the images it was trained on."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """How it was trained, for people: data, steps, scores."""
+    weights_sha256: str = ""
+    """SHA-256 of the weights file, hexadecimal."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelCard:
+        if self.offsets[:3] != NEAREST:
+            raise ValueError(f"the first three offsets must be {NEAREST}, got {self.offsets[:3]}")
+        if len(self.offsets) != self.architecture.out_channels:
+            raise ValueError(f"{len(self.offsets)} offsets, but {self.architecture.out_channels} output channels")
+        if any(side % m for side, m in zip(self.lattice.patch, self.architecture.multiple, strict=True)):
+            raise ValueError(f"patch {self.lattice.patch} is not a multiple of {self.architecture.multiple}")
+        if not self.normalisation[0] < self.normalisation[1]:
+            raise ValueError(f"normalisation {self.normalisation} must be (low, high) with low < high")
+        return self
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in evaluation mode, ready for `predict_box`, and its card."""
+
+    net: UNet
+    card: ModelCard
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights file: what identifies the network in a fingerprint."""
+        return self.card.weights_sha256
+
+
+def save_model(path: str | os.PathLike[str], card: ModelCard, weights: Mapping[str, Tensor]) -> Path:
+    """Write `path.safetensors` and `path.json` (a suffix of `path` is replaced); returns the path of the JSON.
+
+    Existing files are replaced, each at once. A crash between the two leaves a pair that `load_model` refuses.
+    """
+    stem = _stem(Path(path))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    card = card.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
+    text = json.dumps(card.model_dump(mode="json"), indent=2) + "\n"
+    replace_file(_with_suffix(stem, ".safetensors"), data)
+    return replace_file(_with_suffix(stem, ".json"), text.encode())
+
+
+def replace_file(path: Path, data: bytes) -> Path:
+    """Write a file so that at any instant, crashes included, it is whole: either the old one or the new one."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_bytes(data)
+    sync_path(draft)
+    draft.replace(path)
+    sync_path(path.parent)
+    return path
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with neuroshed, for `load_model`."""
+    names = (file.name for file in _assets().iterdir())
+    return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors"))
+
+
+def load_model(path_or_name: str | os.PathLike[str]) -> Model:
+    """Load a shipped model by name (`fibsem`), or any by path: either file, both without suffix, or a folder of one.
+
+    Raises `InputError` if a file is missing, unreadable, or does not belong to the other.
+    """
+    card_file, weights_file = _find(path_or_name)
+    try:
+        card = ModelCard.model_validate_json(card_file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise InputError(
+            f"{card_file} does not describe a model of format {FORMAT_VERSION}: {where}: {first['msg']}; "
+            "take the file that was exported with the weights"
+        ) from error
+    data = weights_file.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != card.weights_sha256:
+        raise InputError(
+            f"{weights_file} has SHA-256 {found[:12]}..., its JSON says {card.weights_sha256[:12]}...; "
+            "the pair is damaged or mixed: copy both files again"
+        )
+    net = UNet(card.architecture)
+    fill_weights(net, _tensors(weights_file, data), str(weights_file))
+    return Model(net.eval(), card)
+
+
+def fill_weights(net: UNet, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put `weights` into `net`; raises `InputError` naming the first tensor that is missing, left over or misshapen."""
+    own = net.state_dict()
+    for name in sorted({*own, *weights}):
+        got = tuple(weights[name].shape) if name in weights else "nothing"
+        needed = tuple(own[name].shape) if name in own else "nothing"
+        if got != needed:
+            raise InputError(
+                f"{source} does not fit the architecture: {name} is {got}, the network needs {needed}; "
+                "use the architecture that the weights were trained with"
+            )
+    net.load_state_dict(dict(weights))
+
+
+def _tensors(file: Traversable, data: bytes) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{file} is not a safetensors file ({error}); export the model again") from error
+    return tensors
+
+
+def _find(path_or_name: str | os.PathLike[str]) -> tuple[Traversable, Traversable]:
+    path = Path(path_or_name)
+    if path.is_dir():
+        pairs = [file for file in sorted(path.glob("*.json")) if file.with_suffix(".safetensors").exists()]
+        if len(pairs) != 1:
+            names = ", ".join(file.stem for file in pairs) or "none"
+            raise InputError(f"folder {path} should hold one model, found {names}; name the model's JSON file")
+        return pairs[0], pairs[0].with_suffix(".safetensors")
+    name = os.fspath(path_or_name)
+    if not _with_suffix(_stem(path), ".json").exists() and name in shipped_models():
+        return _assets() / f"{name}.json", _assets() / f"{name}.safetensors"
+    card, weights = (_with_suffix(_stem(path), suffix) for suffix in (".json", ".safetensors"))
+    for file in (card, weights):
+        if not file.is_file():
+            known = ", ".join(shipped_models()) or "none"
+            raise InputError(f"no model at {path}: {file} is missing; give a path or a shipped name ({known})")
+    return card, weights
+
+
+def _assets() -> Traversable:
+    return resources.files("neuroshed") / "assets"
+
+
+def _stem(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+
+
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    # `Path.with_suffix` would cut a name such as `fibsem-1.2` at its dot.
+    return stem.with_name(stem.name + suffix)

@@ -1,0 +1,74 @@
+"""All tables of one block or tree node in one Parquet file of one row: column `edges.left` holds the list of that column.
+
+A folder of such files is a table with one row a node. Any list can be read alone, by pandas, polars or DuckDB too
+(`SELECT unnest("edges.left") FROM 'up0/*.parquet'`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from neuroshed.errors import BlockError
+from neuroshed.storage.files import replace_file
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+def write_node(path: Path, tables: Mapping[str, Columns]) -> None:
+    """Write the tables of a node; the folder must exist. Whole or not there at all, checksummed, synced.
+
+    Raises OSError as the file system does (a full disk included).
+    """
+    lists = {}
+    for name, columns in tables.items():
+        for column, values in columns.items():
+            ends = np.array([0, values.size], np.int64)
+            lists[f"{name}.{column}"] = pa.LargeListArray.from_arrays(ends, pa.array(values))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        pa.table(lists),
+        buffer,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    replace_file(path, buffer.getvalue())
+
+
+def read_node(path: Path, *names: str) -> tuple[Columns, ...]:
+    """The named tables of a node, with the dtypes they were written with.
+
+    Raises `BlockError` if the file is missing, damaged or lacks a table.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            known = file.schema_arrow.names
+            wanted = [column for column in known if column.partition(".")[0] in names]
+            table = file.read(wanted, use_threads=False)
+    except FileNotFoundError:
+        raise BlockError(f"node {path} is missing; remove its stage's folder and run again") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BlockError(f"node {path} is damaged ({reason}); remove its stage's folder and run again") from error
+    found: dict[str, Columns] = {name: {} for name in names}
+    for column in wanted:
+        name, _, field = column.partition(".")
+        found[name][field] = _values(table.column(column))
+    missing = [name for name, columns in found.items() if not columns]
+    if missing:
+        raise BlockError(f"node {path} has no table {', '.join(missing)}; it was written by another version")
+    return tuple(found.values())
+
+
+def _values(column: Any) -> npt.NDArray[Any]:
+    values = column.combine_chunks().flatten()
+    array: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return array.astype(values.type.to_pandas_dtype(), copy=False)

@@ -1,0 +1,175 @@
+"""Training samples: random patches of labelled volumes, with their targets.
+
+Sample number `k` is a pure function of the configuration and `k`: its generator is seeded with both. So samples can be
+prepared ahead in any number of threads, and a resumed training sees the ones an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from neuroshed.errors import InputError
+from neuroshed.geometry import Box, Vec, add, sub
+from neuroshed.model.targets import affinity_targets
+from neuroshed.storage.volumes import Volume, open_volume
+from neuroshed.training.augment import change_intensities, draw_geometry
+from neuroshed.training.config import Source, TrainingConfig, source_box
+
+# A patch with less than this share of labelled voxels is drawn again, a few times.
+ENOUGH_LABELLED = 0.1
+DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Region:
+    """An opened source: its box of image, labels and mask, read in parts or kept in memory."""
+
+    box: Box
+    volumes: tuple[Volume, ...]
+    """Image, labels and, if there is one, mask."""
+    weight: float
+    grow: int
+    arrays: tuple[npt.NDArray[Any], ...] = ()
+    """The same, read as a whole, or empty."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the box's image, labels and mask in memory."""
+        return self.box.size * sum(volume.dtype.itemsize for volume in self.volumes)
+
+    def preloaded(self) -> Region:
+        """The region with its voxels in memory."""
+        arrays = tuple(volume.read(self.box) for volume in self.volumes)
+        return replace(self, arrays=arrays)
+
+    def read(self, box: Box) -> list[npt.NDArray[Any]]:
+        """Image, labels and mask (bool) of a box that may reach out of the region.
+
+        Outside the region, and only there, the image is reflected and the labels are 0.
+        """
+        inside = box.intersect(self.box)
+        if self.arrays:
+            image, labels, *mask = (array[inside.slices(self.box.start)] for array in self.arrays)
+        else:
+            image, labels, *mask = (volume.read(inside) for volume in self.volumes)
+        labels = grow_labels(labels, self.grow)
+        valid = mask[0] != 0 if mask else np.ones(labels.shape, bool)
+        pad = list(zip(sub(inside.start, box.start), sub(box.stop, inside.stop), strict=True))
+        return [np.pad(image, pad, mode="reflect"), np.pad(labels, pad), np.pad(valid, pad)]
+
+
+def open_region(source: Source) -> Region:
+    """Open a source; raises `InputError` if its volumes do not belong together or hold the wrong type."""
+    image, labels = open_volume(source.image), open_volume(source.labels)
+    volumes = [image, labels] + ([open_volume(source.mask)] if source.mask else [])
+    for volume in volumes:
+        if volume.channels is not None:
+            raise InputError(f"{volume.path} has {volume.channels} channels; training takes z, y, x volumes")
+        if volume.shape != image.shape:
+            raise InputError(
+                f"{volume.path} has shape {volume.shape}, but {image.path} has {image.shape}; they must be equal"
+            )
+    if image.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        raise InputError(f"{image.path} holds {image.dtype}; an image must be uint8 or uint16: convert it first")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{labels.path} holds {labels.dtype}; labels must be integers")
+    box = source_box(source, image.shape)
+    if box.empty or not image.box.contains(box):
+        raise InputError(f"box {box} of {image.path} is empty or outside the volume of shape {image.shape}")
+    weight = float(box.size) if source.weight is None else source.weight
+    return Region(box, tuple(volumes), weight, source.grow)
+
+
+def open_regions(sources: Sequence[Source], preload_gib: float) -> list[Region]:
+    """Open all sources, in memory if together they need at most `preload_gib`."""
+    regions = [open_region(source) for source in sources]
+    if sum(region.bytes for region in regions) <= preload_gib * 2**30:
+        return [region.preloaded() for region in regions]
+    return regions
+
+
+def grow_labels(labels: npt.NDArray[Any], distance: int) -> npt.NDArray[Any]:
+    """Labels `(z, y, x)` in which voxels of label 0 take the nearest label within `distance` voxels.
+
+    >>> grow_labels(np.array([[[3, 0, 0, 0, 5]]]), 1).tolist()
+    [[[3, 3, 0, 5, 5]]]
+    """
+    empty = labels == 0
+    if not distance or not empty.any() or empty.all():
+        return labels
+    far, nearest = ndimage.distance_transform_edt(empty, return_indices=True)
+    return np.where(far <= distance, labels[tuple(nearest)], 0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One patch: image float32 `(1, z, y, x)` in -1..1; targets and counts bool `(channels, z, y, x)`."""
+
+    image: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.bool_]
+    counts: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples from regions, in proportion to their weights."""
+
+    regions: Sequence[Region]
+    config: TrainingConfig
+
+    def sample(self, number: int) -> Sample:
+        """Sample `number` of the training, the same whenever and wherever it is drawn."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, number])
+        weights = np.array([region.weight for region in self.regions])
+        for _ in range(DRAWS):
+            region = self.regions[int(rng.choice(len(weights), p=weights / weights.sum()))]
+            geometry = draw_geometry(rng, config.patch_shape, config.augment)
+            start = _draw_start(rng, region.box, geometry.read_shape)
+            patch = region.read(Box(start, add(start, geometry.read_shape)))
+            image, labels, valid = (geometry.apply(array) for array in patch)
+            if np.count_nonzero(valid & (labels != 0)) >= ENOUGH_LABELLED * labels.size:
+                break
+        targets, counts = affinity_targets(labels, config.offsets, valid)
+        changed = change_intensities(image, rng, config.augment, config.normalisation)
+        return Sample(changed[None], targets, counts)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, targets and counts of a step, `(batch_size, channels, z, y, x)` each."""
+        size = self.config.batch_size
+        samples = [self.sample(step * size + slot) for slot in range(size)]
+        stack = (np.stack([getattr(s, name) for s in samples]) for name in ("image", "targets", "counts"))
+        image, targets, counts = (torch.from_numpy(array) for array in stack)
+        return image, targets, counts
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of steps start..stop - 1, in order, prepared ahead by `config.loaders` threads."""
+        ahead = 2 * self.config.loaders
+        with ThreadPoolExecutor(self.config.loaders, thread_name_prefix="samples") as pool:
+            waiting: list[Future[tuple[Tensor, Tensor, Tensor]]] = []
+            try:
+                for step in range(start, stop):
+                    while len(waiting) < ahead and step + len(waiting) < stop:
+                        waiting.append(pool.submit(self.batch, step + len(waiting)))
+                    yield waiting.pop(0).result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def _draw_start(rng: np.random.Generator, box: Box, shape: Vec) -> Vec:
+    # Along an axis on which the patch does not fit, it is centred and reaches out on both sides.
+    z, y, x = (
+        a + (int(rng.integers(0, n - s + 1)) if n >= s else (n - s) // 2)
+        for a, n, s in zip(box.start, box.shape, shape, strict=True)
+    )
+    return z, y, x
