@@ -1,3 +1,56 @@
-"""neuroshed: neurons from petascale electron microscopy, the same whatever the chunking."""
+"""neuroshed: neurons from petascale electron microscopy, the same whatever the chunking.
+
+Each verb of the command line is a function here:
+
+    import neuroshed
+    neuroshed.import_volume("stack.tif", "a.zarr", voxel_size=(10, 10, 10))
+    summary = neuroshed.run("segment", ["image=a.zarr", "output=run1"])
+    neuroshed.evaluate(summary["segmentations"]["0.5"], "truth.zarr")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from neuroshed.errors import (
+    BlockError,
+    InputError,
+    NeuroshedError,
+    RunFailedError,
+    StorageFullError,
+    WorkflowError,
+)
+from neuroshed.geometry import Box
+
+if TYPE_CHECKING:
+    from neuroshed.api import evaluate, import_volume, init, plan, resume, run, status, train
+    from neuroshed.demo import demo
 
 __version__ = "0.1.0"
+__all__ = [
+    # verbs
+    "demo",
+    "evaluate",
+    "import_volume",
+    "init",
+    "plan",
+    "resume",
+    "run",
+    "status",
+    "train",
+    # values and errors
+    "Box",
+    "BlockError",
+    "InputError",
+    "NeuroshedError",
+    "RunFailedError",
+    "StorageFullError",
+    "WorkflowError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch, zarr and Dask take seconds to import; errors, boxes and --help should not wait for them.
+    if name in __all__:
+        from importlib import import_module
+
+        return getattr(import_module("neuroshed.demo" if name == "demo" else "neuroshed.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

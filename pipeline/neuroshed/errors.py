@@ -5,6 +5,8 @@ Every message is one line and says what was wrong, what was got, what the limit 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class NeuroshedError(Exception):
     """Base of all errors that neuroshed raises on purpose.
@@ -37,3 +39,6 @@ class StorageFullError(NeuroshedError):
 
 class RunFailedError(NeuroshedError):
     """The run ended with blocks that failed; everything that did not depend on them is done."""
+
+    summary: dict[str, Any]
+    """The run's summary, failures included."""

@@ -37,7 +37,8 @@ def plain_contingency(seg, truth):
 
 
 def as_counter(table):
-    return Counter(dict(zip(zip(table.seg.tolist(), table.truth.tolist(), strict=True), table.counts.tolist(), strict=True)))
+    pairs = zip(table.seg.tolist(), table.truth.tolist(), strict=True)
+    return Counter(dict(zip(pairs, table.counts.tolist(), strict=True)))
 
 
 def sizes(pairs, side):

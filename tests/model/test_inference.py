@@ -123,9 +123,7 @@ def test_other_errors_of_the_net_are_not_hidden() -> None:
         predict(random_image(4, (4, 4, 4)), Box.of_shape((4, 4, 4)), Full(RuntimeError("weight of size")))
 
 
-@given(
-    st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 5)] * 3), st.tuples(*[st.integers(0, 3)] * 3)
-)
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 5)] * 3), st.tuples(*[st.integers(0, 3)] * 3))
 @settings(max_examples=30)
 def test_redundancy_counts_what_blocks_of_a_long_volume_compute(block: Vec, stride: Vec, context: Vec) -> None:
     lattice = Lattice(tuple(s + 2 * c for s, c in zip(stride, context, strict=True)), context)

@@ -54,7 +54,7 @@ def test_changed_weights_are_refused(saved: Path) -> None:
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(InputError, match="SHA-256.*copy both files again"):
+    with pytest.raises(InputError, match=r"SHA-256.*copy both files again"):
         load_model(saved)
 
 

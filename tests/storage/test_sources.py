@@ -104,7 +104,8 @@ def test_reads_the_voxels_of_any_box(tmp_path, name, dtype):
 @pytest.fixture(scope="module")
 def striped(tmp_path_factory):
     data = volume("uint16", (4, 31, 45))
-    return open_source(stack(tmp_path_factory.mktemp("strips") / "a.tif", data, compression="lzw", rowsperstrip=6)), data
+    path = tmp_path_factory.mktemp("strips") / "a.tif"
+    return open_source(stack(path, data, compression="lzw", rowsperstrip=6)), data
 
 
 @settings(deadline=None, max_examples=60)

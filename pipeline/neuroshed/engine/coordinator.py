@@ -18,7 +18,7 @@ from neuroshed.engine.worker import Outcome, run_blocks
 from neuroshed.errors import StorageFullError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
-from neuroshed.stages.registry import save_stage
+from neuroshed.stages.registry import save_stage, stage_digest
 from neuroshed.storage.journal import Journal, read_journal
 
 # Enough that a worker never waits for the coordinator, few enough that the scheduler stays small.
@@ -103,7 +103,10 @@ def execute(
         watch(progress)
         if all(count.done == count.total for count in progress.stages.values()):
             return progress
-        files = {stage.fingerprint: save_stage(stage) for stage in stages}
+        files = {}
+        for stage in stages:
+            path = save_stage(stage)
+            files[stage.fingerprint] = path, stage_digest(path)
         for stage in stages:
             stage.prepare()
         readiness.start()
@@ -121,7 +124,7 @@ class _Session:
         journal: Journal,
         readiness: Readiness,
         progress: Progress,
-        files: dict[str, Path],
+        files: dict[str, tuple[Path, str]],
         watch: Watcher,
     ) -> None:
         self.client, self.journal, self.readiness = client, journal, readiness
@@ -135,7 +138,7 @@ class _Session:
         """Refill the window as tasks end, until nothing runs and nothing is ready."""
         from distributed import as_completed
 
-        completed = as_completed(self._submit(), with_results=True, raise_errors=False)
+        completed = as_completed(self._submit(), loop=self.client.loop, with_results=True, raise_errors=False)
         for batch in completed.batches():
             outcomes = [pair for future, result in batch for pair in self._outcomes(future, result)]
             self._record(outcomes)
@@ -151,7 +154,7 @@ class _Session:
             key = ("neuroshed", self.sent, first.fingerprint[:12], first.step)
             future = self.client.submit(
                 run_blocks,
-                self.files[first.fingerprint],
+                *self.files[first.fingerprint],
                 first.step,
                 [task.index for task in tasks],
                 key=key,

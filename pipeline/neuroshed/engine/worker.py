@@ -25,15 +25,18 @@ class Outcome:
     disk_full: bool = False
 
 
-def run_blocks(stage_file: Path, step: str, indices: list[Vec]) -> list[Outcome]:
-    """Run several blocks of one step; a block that fails says so in its outcome and never stops the others."""
-    return [_run_block(stage_file, step, index) for index in indices]
+def run_blocks(stage_file: Path, digest: str, step: str, indices: list[Vec]) -> list[Outcome]:
+    """Run several blocks of one step; a block that fails says so in its outcome and never stops the others.
+
+    `digest` is that of the stage's file, so that a worker that lives on between runs never uses a stale one.
+    """
+    return [_run_block(stage_file, digest, step, index) for index in indices]
 
 
-def _run_block(stage_file: Path, step: str, index: Vec) -> Outcome:
+def _run_block(stage_file: Path, digest: str, step: str, index: Vec) -> Outcome:
     start = time.perf_counter()
     try:
-        done = load_stage(stage_file).run(step, index)
+        done = load_stage(stage_file, digest).run(step, index)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -29,7 +29,7 @@ class Architecture(BaseModel):
     (1, 2, 2)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     features: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Number of feature maps at each level, finest first."""

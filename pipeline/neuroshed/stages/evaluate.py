@@ -15,6 +15,7 @@ from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.kernels.metrics import (
     RAND_VARIANTS,
+    SLICE_VOXELS,
     ContingencyTable,
     RandScore,
     RandVariant,
@@ -25,11 +26,13 @@ from neuroshed.kernels.metrics import (
     variation_of_information,
 )
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.stages.octree import table_path
+from neuroshed.storage.files import make_folder
 from neuroshed.storage.identity import volume_identity
 from neuroshed.storage.tables import read_table, write_table
 from neuroshed.storage.volumes import Volume, open_volume
 
+PAIR_BYTES = 120
+"""Memory of a label pair while tables are sorted and added up: measured, with its share of copies."""
 UNLABELLED = np.uint64(2**64 - 1)
 """CREMI's files mark voxels without a truth by this label; it counts as 0."""
 
@@ -101,7 +104,11 @@ class Contingency(Stage):
 
     def table(self, index: Vec) -> Path:
         """Where a block's table lies: columns seg, truth (uint64) and count (int64)."""
-        return table_path(self.folder, "", "contingency", index)
+        return self.node_path("", index)
+
+    def prepare(self) -> None:
+        """Make the folder of tables."""
+        make_folder(self.table((0, 0, 0)).parent)
 
     def run(self, step: str, index: Vec) -> Done:
         """Count the label pairs of one block; all voxels without a truth go to the pair (0, 0)."""
@@ -114,13 +121,13 @@ class Contingency(Stage):
         return Done(box.size, {"labelled": float(counted.counts[counted.truth != 0].sum())})
 
     def memory_bytes(self, step: str) -> int:
-        """Both label arrays as stored and as read, and the counting, which goes by slices of a fixed size."""
+        """Both label arrays as stored and as read, the counting by slices, and a table with a pair for every 8 voxels.
+
+        Tables of real segmentations are far smaller; labels that are noise could take more.
+        """
         voxels = int(np.prod(np.minimum(self.block_shape, self.box.shape)))
-        return voxels * sum(2 * volume.dtype.itemsize for volume in self.volumes) + COUNTING_BYTES
-
-
-COUNTING_BYTES = 160 * 2**20
-"""What counting holds besides the arrays: measured on labels that change at every voxel, the worst there is."""
+        arrays = sum(2 * volume.dtype.itemsize for volume in self.volumes)
+        return voxels * (arrays + PAIR_BYTES // 8) + SLICE_VOXELS * PAIR_BYTES
 
 
 @dataclass(frozen=True, slots=True)

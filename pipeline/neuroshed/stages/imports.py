@@ -14,8 +14,10 @@ import numpy as np
 from neuroshed.errors import BlockError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.storage.files import make_folder, replace_file
+from neuroshed.storage.sections import CACHE_BYTES
 from neuroshed.storage.sources import Source, open_source
-from neuroshed.storage.volumes import CHUNK_SIDE, Volume, create_volume, sync_path
+from neuroshed.storage.volumes import CHUNK_SIDE, Volume, create_volume
 
 BLOCK_BYTES = 128 * 2**20
 """A default block has about this many bytes: large enough to be worth a task, small enough for a worker's memory."""
@@ -109,12 +111,9 @@ class Import(Stage):
         mark = self.folder / "target.json"
         if self.target.exists() and not mark.exists():
             raise WorkflowError(f"target {self.target} exists already; choose another or remove it")
-        if not mark.exists():
-            # Before the volume: after a crash between the two, the volume is still known to be ours.
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(json.dumps({"target": str(self.target)}))
-            sync_path(mark)
-            sync_path(mark.parent)
+        # Before the volume: after a crash between the two, the volume is still known to be ours.
+        make_folder(self.folder)
+        replace_file(mark, json.dumps({"target": str(self.target)}).encode())
         assert self.volume.writable
 
     def run(self, step: str, index: Vec) -> Done:
@@ -140,15 +139,18 @@ def default_block_shape(source: Source) -> Vec:
     """A block shape that decodes as little as possible twice: z y x, multiples of 16 (z) and 64 (y, x).
 
     Where voxels can be picked at will, blocks are cubes of about 256. Where a whole section or a wide strip has to be
-    decoded at once, blocks are as wide as that, up to 4096, and thinner in z, so that each is decoded for one block.
+    decoded at once, blocks are as wide as that, up to 4096, and thinner in z, so that each is decoded for one block; if
+    it is wider still, so thin that what neighbours share stays in the cache, but not thinner than 16.
     """
     rows, columns = (
         _even_side(n, max(4 * CHUNK_SIDE, unit)) for n, unit in zip(source.shape[1:], source.unit[1:], strict=True)
     )
+    section = rows * columns * source.dtype.itemsize
+    decoded = max(rows, source.unit[1]) * max(columns, source.unit[2]) * source.stored_dtype.itemsize
     depth = 4 * CHUNK_SIDE
-    while depth > 16 and depth * rows * columns * source.dtype.itemsize > BLOCK_BYTES:
-        depth //= 2
-    while depth > 16 and depth // 2 >= source.shape[0]:
+    while depth > 16 and (
+        depth * section > BLOCK_BYTES or depth * decoded > CACHE_BYTES or depth // 2 >= source.shape[0]
+    ):
         depth //= 2
     return depth, rows, columns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,13 +37,21 @@ def save_stage(stage: Stage) -> Path:
     return path
 
 
+def stage_digest(path: Path) -> str:
+    """Digest of a `stage.json` as it stands."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @functools.lru_cache(maxsize=64)
-def load_stage(path: Path) -> Stage:
-    """The stage described by a `stage.json`, once a process. Raises `InputError` if it cannot be read."""
+def load_stage(path: Path, digest: str | None = None) -> Stage:
+    """The stage described by a `stage.json`, once a process and digest. Raises `InputError` if it cannot be read."""
     try:
-        stage: Stage = _ADAPTER.validate_json(path.read_bytes())
+        text = path.read_bytes()
+        stage: Stage = _ADAPTER.validate_json(text)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; the workers must see the run folder under the same path") from None
     except ValidationError as error:
         raise InputError(f"{path} was written by another version ({error.error_count()} fields differ)") from error
+    if digest is not None and hashlib.sha256(text).hexdigest() != digest:
+        raise InputError(f"{path} is not what the coordinator wrote; the workers must see the same run folder")
     return stage

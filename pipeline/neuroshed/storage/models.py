@@ -25,7 +25,7 @@ from neuroshed.geometry import Vec
 from neuroshed.model.inference import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, UNet
-from neuroshed.storage.volumes import sync_path
+from neuroshed.storage.files import make_folder, replace_file
 
 FORMAT_VERSION = 1
 
@@ -33,9 +33,11 @@ FORMAT_VERSION = 1
 class ModelCard(BaseModel):
     """What `NAME.json` says about a network."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format_version: Literal[1] = 1
+    description: str = ""
+    """What the network is for and what it learnt from."""
     architecture: Architecture
     offsets: tuple[Vec, ...]
     """Edge offset of each output channel, voxels z y x; the first three are the nearest neighbours."""
@@ -82,22 +84,12 @@ def save_model(path: str | os.PathLike[str], card: ModelCard, weights: Mapping[s
     Existing files are replaced, each at once. A crash between the two leaves a pair that `load_model` refuses.
     """
     stem = _stem(Path(path))
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(stem.parent)
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
     text = json.dumps(card.model_dump(mode="json"), indent=2) + "\n"
     replace_file(_with_suffix(stem, ".safetensors"), data)
     return replace_file(_with_suffix(stem, ".json"), text.encode())
-
-
-def replace_file(path: Path, data: bytes) -> Path:
-    """Write a file so that at any instant, crashes included, it is whole: either the old one or the new one."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_bytes(data)
-    sync_path(draft)
-    draft.replace(path)
-    sync_path(path.parent)
-    return path
 
 
 def shipped_models() -> list[str]:

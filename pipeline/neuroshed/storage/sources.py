@@ -103,8 +103,8 @@ class Source:
         out = np.empty(data.shape, np.uint8)
         # Section by section: the float64 copy stays small.
         for plane, values in zip(out, data, strict=True):
-            scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-            plane[...] = np.clip(np.rint(scaled), 0, 255)
+            inside = np.clip(values.astype(np.float64), low, high)
+            plane[...] = np.rint((inside - low) * (255.0 / (high - low)))
         return out
 
     def _refuse(self, wrong: npt.NDArray[np.bool_], data: npt.NDArray[Any], box: Box, rule: str) -> None:

@@ -6,7 +6,6 @@ A table is a dictionary of columns of equal length. Users can open the files wit
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuroshed.errors import BlockError
-from neuroshed.storage.volumes import sync_path
+from neuroshed.storage.files import make_folder, replace_file
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -45,7 +44,8 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, npt.NDArray[
         write_statistics=False,
         write_page_checksum=True,
     )
-    _place(path, buffer.getvalue())
+    make_folder(path.parent)
+    replace_file(path, buffer.getvalue())
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Columns:
@@ -77,23 +77,3 @@ def _to_numpy(column: Any) -> npt.NDArray[Any]:
         array = column.to_numpy()
     # An Arrow column of no chunks or null type has no numpy type of its own.
     return array.astype(column.type.to_pandas_dtype(), copy=False)
-
-
-def _place(path: Path, data: Any) -> None:
-    """Put a file with `data` at `path` in one step, synced to disk with the folders that lead to it."""
-    fresh = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_path(path.parent)
-    # Also when another task made the folder a moment ago: its entry may not be on disk yet.
-    for folder in fresh or [path.parent]:
-        sync_path(folder.parent)

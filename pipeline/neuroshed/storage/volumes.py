@@ -139,14 +139,22 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         arrays = sorted(name for name, _ in node.arrays())
         hint = f"; name one of its arrays: {', '.join(arrays)}" if arrays else ""
         raise InputError(f"{path} is a Zarr group without OME-Zarr multiscales{hint}")
-    name = images[0]["datasets"][0]["path"]
     try:
-        array = node[name]
-    except KeyError:
-        raise InputError(f"{path} names the array {name!r} in its metadata, but it is missing") from None
+        return _describe(path, _finest(path, node, images[0]), images[0], attributes)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} has broken OME-Zarr metadata ({type(error).__name__}: {error}); write it again with its own tool"
+        ) from error
+
+
+def _finest(path: Path, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[Any]:
+    name = image["datasets"][0]["path"]
+    if name not in group:
+        raise InputError(f"{path} names the array {name!r} in its metadata, but it is missing")
+    array = group[name]
     if not isinstance(array, zarr.Array):
         raise InputError(f"{path}/{name} is a group where an array was expected")
-    return _describe(path, array, images[0], attributes)
+    return array
 
 
 def _describe(path: Path, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any]) -> Volume:
@@ -154,7 +162,7 @@ def _describe(path: Path, array: zarr.Array[Any], image: dict[str, Any], attribu
     names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
     extra = array.shape[: max(array.ndim - 3, 0)]
     offsets = attributes.get("neuroshed", {}).get("offsets")
-    keep_channels = offsets is not None or (bool(extra) and extra[-1] != 1)
+    keep_channels = offsets is not None or (bool(extra) and extra[-1] != 1 and names[-4] != "t")
     if array.ndim < 3 or names[-3:] != ["z", "y", "x"] or any(n != 1 for n in extra[: len(extra) - keep_channels]):
         raise InputError(
             f"{path} has axes {names} and shape {array.shape}; "

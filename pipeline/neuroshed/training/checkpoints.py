@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroshed.errors import InputError
-from neuroshed.storage.models import replace_file
+from neuroshed.storage.files import make_folder, replace_file
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step_(\d{8})\.pt")
@@ -45,7 +45,7 @@ def save_checkpoint(
     folder: Path, step: int, net: nn.Module, optimiser: torch.optim.Optimizer, best_score: float, keep: int
 ) -> Path:
     """Write the checkpoint after `step` steps and remove all but the newest `keep`; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     buffer = io.BytesIO()
     content = {
         "format_version": FORMAT_VERSION,
@@ -56,7 +56,7 @@ def save_checkpoint(
         "best_score": best_score,
     }
     torch.save(content, buffer)
-    path = replace_file(folder / f"step_{step:08d}.pt", buffer.getvalue())
+    path = replace_file(folder / f"step_{step:08d}.pt", buffer.getbuffer())
     for old in _checkpoints(folder)[:-keep]:
         old.unlink()
     return path

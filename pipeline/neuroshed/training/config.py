@@ -1,6 +1,6 @@
 """The training configuration: one YAML file, checked strictly, every field explained.
 
-Everything but `output`, `steps` and the fields in `FREE` decides the numbers, and may not change between the runs that
+Everything but the fields in `FREE` decides the numbers, and may not change between the runs that
 resume one training.
 """
 
@@ -23,12 +23,22 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Axis = Literal["z", "y", "x"]
 
 FREE = frozenset(
-    {"output", "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "loaders", "preload_gib"}
+    {
+        "description",
+        "output",
+        "steps",
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "loaders",
+        "preload_gib",
+    }
 )
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Source(_Strict):
@@ -80,6 +90,8 @@ class TrainingConfig(_Strict):
 
     output: Path
     """Folder for checkpoints, logs and the exported models `best` and `last`."""
+    description: str = ""
+    """What the exported model is for and what it learnt from; travels with it."""
     samples: Annotated[tuple[Source, ...], Field(min_length=1)]
     """What to learn from."""
     validation: tuple[Source, ...] = ()

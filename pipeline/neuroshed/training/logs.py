@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
-from neuroshed.storage.models import replace_file
+from neuroshed.storage.files import make_folder, replace_file
 
 
 class TrainingLog:
@@ -23,7 +23,7 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, start: int, progress: Callable[[dict[str, Any]], None] | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         self.path = folder / "log.jsonl"
         self.events = [event for event in read_log(self.path) if event["step"] <= start]
@@ -65,7 +65,7 @@ class TrainingLog:
         axes.grid(alpha=0.3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
-        return replace_file(self.folder / "loss.png", buffer.getvalue())
+        return replace_file(self.folder / "loss.png", buffer.getbuffer())
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from neuroshed.errors import RunFailedError, WorkflowError
 from neuroshed.model.losses import balanced_loss
 from neuroshed.model.unet import UNet, new_network, parameter_count
-from neuroshed.storage.models import ModelCard, fill_weights, load_model, replace_file, save_model
+from neuroshed.storage.files import make_folder, replace_file
+from neuroshed.storage.models import ModelCard, fill_weights, load_model, save_model
 from neuroshed.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from neuroshed.training.config import TrainingConfig, difference
 from neuroshed.training.logs import TrainingLog
@@ -74,9 +75,10 @@ def train(
                 since = time.perf_counter()
             if step % config.validate_every == 0 or step == config.steps:
                 scores = validate(net, held_out, config) if held_out else {}
-                log.write("validation", step, **scores)
-                log.draw()
                 net.train()
+                if held_out:
+                    log.write("validation", step, **scores)
+                log.draw()
                 card = _card(config, regions, net, step, scores)
                 save_model(config.output / "last", card, net.state_dict())
                 if scores.get("boundary_precision", math.inf) >= best:
@@ -125,7 +127,7 @@ def _claim(config: TrainingConfig, resume: bool) -> Path | None:
                 f"{config.output} holds a training with another {changed}; "
                 "change it back to resume, or choose another output folder"
             )
-    config.output.mkdir(parents=True, exist_ok=True)
+    make_folder(config.output)
     replace_file(file, config.model_dump_json(indent=2).encode())
     return newest_checkpoint(_checkpoints(config))
 
@@ -137,6 +139,7 @@ def _fill_from(net: UNet, source: Path) -> None:
 
 def _card(config: TrainingConfig, regions: list[Region], net: UNet, step: int, scores: dict[str, float]) -> ModelCard:
     return ModelCard(
+        description=config.description,
         architecture=config.network,
         offsets=config.offsets,
         lattice=config.lattice,
@@ -144,6 +147,7 @@ def _card(config: TrainingConfig, regions: list[Region], net: UNet, step: int, s
         voxel_size=regions[0].volumes[0].voxel_size,
         training={
             "steps": step,
+            "seed": config.seed,
             "batch_size": config.batch_size,
             "patch_shape": config.patch_shape,
             "precision": config.precision,

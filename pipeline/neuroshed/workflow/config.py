@@ -1,0 +1,216 @@
+"""The workflow file: what a user may write, its defaults, and finding, reading and overriding it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.errors import WorkflowError
+from neuroshed.geometry import Box, Vec
+
+
+def _decimal_text(value: Any) -> str:
+    """A fraction in 0..1 as the shortest decimal text, so that thresholds are exact and name files.
+
+    >>> _decimal_text(0.30), _decimal_text("5e-1")
+    ('0.3', '0.5')
+    """
+    try:
+        exact = Fraction(str(value))
+        within = 0 <= exact <= 1
+    except (ValueError, ZeroDivisionError):
+        within = False
+    if not within:
+        raise ValueError(f"needed is a number in 0..1, got {value!r}")
+    return f"{float(exact):.12f}".rstrip("0").rstrip(".")
+
+
+def _positive(value: Vec) -> Vec:
+    if min(value) < 1:
+        raise ValueError(f"sides must be at least 1, got {list(value)}")
+    return value
+
+
+Affinity = Annotated[str, BeforeValidator(_decimal_text)]
+Shape = Annotated[Vec, AfterValidator(_positive)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PredictOptions(_Strict):
+    """`predict:` how the network runs. Every field may change single values by rounding, so all are fixed for a run."""
+
+    batch_size: int = Field(default=1, ge=1)
+    """Patches that go through the network at once."""
+    threads: int = Field(default=1, ge=1)
+    """Processor threads of one task."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where the planning machine has it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    intensity: tuple[float, float] | None = None
+    """Image values that the network sees as darkest and brightest. Default: what the model was trained with for 8-bit
+    images, the 0.1 and 99.9 percentiles of eight samples for 16-bit images."""
+
+
+class FragmentOptions(_Strict):
+    """`fragments:` the watershed."""
+
+    low: Affinity = "0.1"
+    """Edges of a lower affinity join nothing."""
+    high: Affinity = "0.98"
+    """Edges of at least this affinity always join."""
+
+
+class StitchOptions(_Strict):
+    """`stitch:` small fragments."""
+
+    small: int = Field(default=200, ge=0)
+    """Fragments of fewer voxels join their best neighbour."""
+    dust: int = Field(default=50, ge=0)
+    """Fragments of fewer voxels that found no neighbour become background."""
+
+
+class AgglomerateOptions(_Strict):
+    """`agglomerate:` the merge tree."""
+
+    lowest_threshold: Affinity = "0.2"
+    """Merges are recorded down to this mean affinity; no threshold may lie below it. Lower takes more memory."""
+
+
+class Workflow(_Strict):
+    """A segmentation workflow: from an image, or from affinities that are there already, to neurons."""
+
+    image: Path | None = None
+    """OME-Zarr image of 8 or 16 bits."""
+    affinities: Path | None = None
+    """Instead of an image: uint8 affinities (channel c at voxel p joins p and p - e_c)."""
+    output: Path
+    """The run folder."""
+    model: str = "fibsem"
+    """Name of a shipped model, or path of any."""
+    block_shape: Shape = (128, 128, 128)
+    """Voxels of one task, z y x."""
+    shard_shape: Shape | None = None
+    """Voxels of one file, z y x; a block is made of whole shards. Default: the block."""
+    thresholds: Annotated[tuple[Affinity, ...], Field(min_length=1)] = ("0.3", "0.5")
+    """One segmentation for each: fragments join where their mean affinity is at least this."""
+    box: Box | None = None
+    """Trial region: [[z0, y0, x0], [z1, y1, x1]], half-open. Default: the whole volume."""
+    cluster: ClusterConfig = ClusterConfig()
+    predict: PredictOptions = PredictOptions()
+    fragments: FragmentOptions = FragmentOptions()
+    stitch: StitchOptions = StitchOptions()
+    agglomerate: AgglomerateOptions = AgglomerateOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _box_from_pair(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("box"), (list, tuple)):
+            pair = values["box"]
+            if len(pair) != 2:
+                raise ValueError(f"box must be [[z0, y0, x0], [z1, y1, x1]], got {pair}")
+            return values | {"box": {"start": pair[0], "stop": pair[1]}}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Workflow:
+        if (self.image is None) == (self.affinities is None):
+            raise ValueError("exactly one of `image` and `affinities` must be given")
+        if Fraction(self.fragments.low) > Fraction(self.fragments.high):
+            raise ValueError(f"fragments.low {self.fragments.low} is above fragments.high {self.fragments.high}")
+        below = [t for t in self.thresholds if Fraction(t) < Fraction(self.agglomerate.lowest_threshold)]
+        if below:
+            raise ValueError(
+                f"threshold {below[0]} is below agglomerate.lowest_threshold {self.agglomerate.lowest_threshold}; "
+                "lower that one or leave the threshold out"
+            )
+        if len(set(self.thresholds)) < len(self.thresholds):
+            raise ValueError(f"thresholds {list(self.thresholds)} name one twice")
+        return self
+
+
+def shipped() -> dict[str, Traversable]:
+    """The workflow files that come with neuroshed, by name."""
+    folder = resources.files("neuroshed") / "workflows"
+    files = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return dict(sorted(files.items()))
+
+
+def find(name_or_path: str) -> str:
+    """The text of a workflow file, by path or by the name of a shipped one. Raises `WorkflowError` if there is none."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path.read_text()
+    known = shipped()
+    if name_or_path in known:
+        return known[name_or_path].read_text()
+    raise WorkflowError(f"no workflow {name_or_path}: neither a file nor one of {', '.join(known)}")
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Workflow:
+    """Read and check a workflow; `overrides` are `a.b=value` with the value in YAML.
+
+    Raises `WorkflowError` in one line: which key, what it got, what is needed.
+    """
+    values = read_yaml(name_or_path)
+    for override in overrides:
+        _override(values, override)
+    return parse(values, name_or_path)
+
+
+def read_yaml(name_or_path: str) -> dict[str, Any]:
+    """The keys and values of a workflow file; raises `WorkflowError` in one line."""
+    try:
+        values = yaml.safe_load(find(name_or_path)) or {}
+    except yaml.YAMLError as error:
+        raise WorkflowError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise WorkflowError(f"{name_or_path} must hold keys and values, got {type(values).__name__}")
+    return values
+
+
+def parse(values: dict[str, Any], source: str = "workflow") -> Workflow:
+    """Check a workflow given as plain values; raises `WorkflowError` in one line."""
+    try:
+        return Workflow.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "workflow"
+        if first["type"] == "extra_forbidden":
+            raise WorkflowError(f"{source}: unknown key {where}; known are {', '.join(_known(first['loc']))}") from error
+        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        text = first["msg"].removeprefix("Value error, ")
+        raise WorkflowError(f"{source}: {where}: {text}{got}") from error
+
+
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Workflow
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation
+    return sorted(model.model_fields)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise WorkflowError(f"--set {override!r} must be key=value, such as thresholds=[0.3,0.5]")
+    *path, last = key.split(".")
+    for part in path:
+        child = values.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise WorkflowError(f"--set {override!r}: {part} holds {child!r}, which has no keys of its own")
+        values = child
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise WorkflowError(f"--set {override!r}: the value is not YAML") from error

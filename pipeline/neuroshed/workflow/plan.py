@@ -1,0 +1,208 @@
+"""A checked workflow to stages: what would run, how large it is, and what it costs, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroshed.engine.coordinator import ordered
+from neuroshed.errors import InputError, WorkflowError
+from neuroshed.geometry import Box, Vec
+from neuroshed.kernels.agglomerate import integer_threshold
+from neuroshed.kernels.order import MAX_VOXELS
+from neuroshed.model.inference import redundancy
+from neuroshed.stages.affinities import Affinities
+from neuroshed.stages.agglomerate import Agglomerate
+from neuroshed.stages.base import Stage
+from neuroshed.stages.fragments import Fragments
+from neuroshed.stages.graph import Graph
+from neuroshed.stages.predict import Predict
+from neuroshed.stages.segment import Segment
+from neuroshed.stages.stitch import Stitch
+from neuroshed.storage.identity import sample_boxes, volume_identity
+from neuroshed.storage.models import load_model
+from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
+from neuroshed.workflow.config import Workflow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run, upstream first."""
+
+    workflow: Workflow
+    run_folder: Path
+    segment: Segment
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages, upstream first."""
+        return ordered([self.segment])
+
+    def describe(self) -> dict[str, Any]:
+        """Blocks, voxels, memory and bytes by stage, and how much the network computes twice."""
+        fragments = self.segment.agglomerate.graph.stitch.fragments
+        rows = [
+            {
+                "stage": stage.kind,
+                "fingerprint": stage.fingerprint[:12],
+                "blocks": sum(len(step.grid) for step in stage.steps),
+                "memory_bytes": max(stage.memory_bytes(step.name) for step in stage.steps),
+                "output_bytes": _output_bytes(stage),
+            }
+            for stage in self.stages
+            if stage.steps
+        ]
+        source = fragments.source
+        return {
+            "run": str(self.run_folder),
+            "region": str(fragments.region),
+            "voxels": fragments.region.size,
+            "block_shape": list(fragments.block_shape),
+            "tree_levels": len(self.segment.grids),
+            "redundant_compute": redundancy(source.lattice, source.block_shape) if isinstance(source, Predict) else None,
+            "suggested_block_multiple": list(source.lattice.stride) if isinstance(source, Predict) else None,
+            "stages": rows,
+        }
+
+
+def make_plan(workflow: Workflow) -> Plan:
+    """The stages of a workflow. Reads inputs, writes nothing.
+
+    Raises `InputError` or `WorkflowError` for what would fail later: missing or unfit inputs, boxes and shapes that do not fit.
+    """
+    run_folder = workflow.output.expanduser().resolve()
+    if run_folder.exists() and not run_folder.is_dir():
+        raise WorkflowError(f"output {run_folder} is a file; name a folder")
+    shard_shape = workflow.shard_shape or workflow.block_shape
+    check_block_shape(workflow.block_shape, shard_shape)
+    source = _source(workflow, run_folder, shard_shape)
+    fragments = Fragments(
+        run_folder=run_folder,
+        source=source,
+        region=_region(workflow.box, source.volume_shape),
+        block_shape=workflow.block_shape,
+        shard_shape=shard_shape,
+        low=math.ceil(Fraction(workflow.fragments.low) * 255),
+        high=math.ceil(Fraction(workflow.fragments.high) * 255),
+    )
+    stitch = Stitch(
+        run_folder=run_folder, fragments=fragments, small=workflow.stitch.small, dust=workflow.stitch.dust
+    )
+    agglomerate = Agglomerate(
+        run_folder=run_folder,
+        graph=Graph(run_folder=run_folder, stitch=stitch),
+        lowest=integer_threshold(Fraction(workflow.agglomerate.lowest_threshold)),
+    )
+    return Plan(
+        workflow, run_folder, Segment(run_folder=run_folder, agglomerate=agglomerate, thresholds=workflow.thresholds)
+    )
+
+
+def _source(workflow: Workflow, run_folder: Path, shard_shape: Vec) -> Affinities | Predict:
+    if workflow.affinities is not None:
+        source = Affinities.of(run_folder, workflow.affinities.expanduser())
+        _check_size(source.volume_shape)
+        return source
+    assert workflow.image is not None
+    image = open_volume(workflow.image.expanduser())
+    check_image(image)
+    model = load_model(workflow.model)
+    options = workflow.predict
+    region = _region(workflow.box, image.shape)
+    return Predict(
+        run_folder=run_folder,
+        image=image.path,
+        image_identity=volume_identity(image),
+        volume_shape=image.shape,
+        voxel_size=image.voxel_size,
+        offset=image.offset,
+        region=region,
+        block_shape=workflow.block_shape,
+        shard_shape=shard_shape,
+        model=_absolute(workflow.model),
+        weights_sha256=model.weights_sha256,
+        lattice=model.card.lattice,
+        normalisation=options.intensity or _intensity(image, model.card.normalisation),
+        batch_size=options.batch_size,
+        threads=options.threads,
+        device=_device(options.device),
+        precision=options.precision,
+        torch_version=_torch_version(),
+    )
+
+
+def check_image(image: Volume) -> None:
+    """Raise `InputError` unless a volume can be predicted: 8 or 16 bits, no channels, not constant."""
+    if image.channels is not None:
+        raise InputError(f"image {image.path} has {image.channels} channels; needed is one: name a single-channel array")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"image {image.path} is {image.dtype}; needed is uint8 or uint16: convert it, for instance with "
+            "`neuroshed import --range LOW HIGH`"
+        )
+    _check_size(image.shape)
+    samples = [image.read(box) for box in sample_boxes(image.shape)]
+    values = {int(value) for sample in samples for value in (sample.min(), sample.max())}
+    if len(values) == 1:
+        raise InputError(
+            f"image {image.path} is constant: all eight sampled boxes hold only {values.pop()}; check that it was "
+            "written whole, or give a `box` that holds tissue"
+        )
+
+
+def _check_size(shape: Vec) -> None:
+    if math.prod(shape) > MAX_VOXELS:
+        raise InputError(f"a volume of {math.prod(shape)} voxels is beyond the limit of {MAX_VOXELS}; split it")
+
+
+def _region(box: Box | None, shape: Vec) -> Box:
+    whole = Box.of_shape(shape)
+    if box is not None and (box.empty or not whole.contains(box)):
+        raise WorkflowError(f"box {box} is not inside the volume {whole}; choose one that is")
+    return box or whole
+
+
+def _intensity(image: Volume, trained: tuple[float, float]) -> tuple[float, float]:
+    if image.dtype == np.uint8:
+        return trained
+    values = np.concatenate([image.read(box).ravel() for box in sample_boxes(image.shape)])
+    low, high = np.percentile(values, [0.1, 99.9])
+    return float(low), float(max(high, low + 1))
+
+
+def _absolute(model: str) -> str:
+    path = Path(model).expanduser()
+    stems = (path, path.with_name(path.name + ".json"))
+    return str(path.resolve()) if any(stem.exists() for stem in stems) else model
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
+
+
+def _output_bytes(stage: Stage) -> int:
+    """Bytes of a stage's arrays before compression."""
+    if isinstance(stage, Predict):
+        return 3 * stage.grid.box.size
+    if isinstance(stage, Fragments):
+        return 8 * stage.region.size
+    if isinstance(stage, Stitch):
+        return 8 * stage.fragments.region.size
+    if isinstance(stage, Segment):
+        return 8 * stage.agglomerate.graph.stitch.fragments.region.size * len(stage.thresholds)
+    return 0

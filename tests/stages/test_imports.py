@@ -1,0 +1,209 @@
+import json
+import random
+import tracemalloc
+
+import h5py
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from numpy.testing import assert_array_equal
+
+from neuroshed.errors import BlockError, InputError, WorkflowError
+from neuroshed.stages.imports import Import, default_block_shape
+from neuroshed.storage.sources import open_source
+from neuroshed.storage.volumes import open_volume
+
+SHAPE = (11, 70, 90)
+SIZE = (40.0, 4.0, 4.0)
+
+
+def labels(dtype="uint16", shape=SHAPE):
+    return np.random.default_rng(4).integers(0, 250, shape).astype(dtype)
+
+
+def run_all(stage, seed=0):
+    stage.prepare()
+    (step,) = stage.steps
+    blocks = list(step.grid)
+    random.Random(seed).shuffle(blocks)
+    return sum(stage.run(step.name, index).voxels for index in blocks)
+
+
+def plan(tmp_path, source, **options):
+    return Import.of(tmp_path / "run", source, tmp_path / "out" / "a.zarr", SIZE, **options)
+
+
+def sections(path, data):
+    path.mkdir()
+    for z, section in enumerate(data):
+        (path / f"{z}.png").write_bytes(imagecodecs.png_encode(section))
+    return path
+
+
+def npy(path, data):
+    np.save(path, data)
+    return path
+
+
+def tiff(path, data):
+    tifffile.imwrite(path, data, compression="deflate", rowsperstrip=16)
+    return path
+
+
+def hdf5(path, data):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("labels", data=data, chunks=(4, 32, 32), compression="gzip")
+    return path
+
+
+SOURCES = {
+    "png": lambda folder, data: sections(folder / "png", data),
+    "tiff": lambda folder, data: tiff(folder / "a.tif", data),
+    "hdf5": lambda folder, data: hdf5(folder / "a.h5", data),
+    "npy": lambda folder, data: npy(folder / "a.npy", data),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("block_shape", [None, (4, 64, 32), (16, 128, 128)])
+def test_blocks_in_any_order_give_the_whole_volume(tmp_path, name, block_shape):
+    data = labels()
+    stage = plan(tmp_path, SOURCES[name](tmp_path, data), block_shape=block_shape, offset=(80.0, 0.0, 4.0))
+    assert run_all(stage) == data.size
+    volume = open_volume(stage.report()["volume"])
+    assert volume.path == tmp_path / "out" / "a.zarr"
+    assert (volume.voxel_size, volume.offset) == (SIZE, (80.0, 0.0, 4.0))
+    assert volume.shard_shape == stage.block_shape
+    assert volume.dtype == np.uint16
+    assert_array_equal(volume.read(volume.box), data)
+
+
+def test_intensities_are_rescaled(tmp_path):
+    data = np.linspace(-1, 2, 4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    stage = plan(tmp_path, npy(tmp_path / "a.npy", data), intensity=(0.0, 1.0), block_shape=(2, 4, 4))
+    run_all(stage)
+    volume = open_volume(stage.target)
+    assert volume.dtype == np.uint8
+    assert_array_equal(volume.read(volume.box), np.rint(np.clip(data.astype(float), 0, 1) * 255))
+
+
+def test_a_bad_block_fails_alone(tmp_path):
+    data = labels("int32")
+    data[5, 1, 1] = -1
+    stage = plan(tmp_path, npy(tmp_path / "a.npy", data), block_shape=(4, 128, 128))
+    stage.prepare()
+    for index in ((0, 0, 0), (2, 0, 0)):
+        stage.run("", index)
+    with pytest.raises(BlockError, match=r"value -1 at voxel \[5, 1, 1\]"):
+        stage.run("", (1, 0, 0))
+    found = open_volume(stage.target)
+    assert_array_equal(found.read(found.box)[[0, 1, 2, 3, 8, 9, 10]], data[[0, 1, 2, 3, 8, 9, 10]])
+
+
+def test_a_stage_survives_its_file(tmp_path):
+    stage = plan(tmp_path, npy(tmp_path / "a.npy", labels()), intensity=(0.0, 99.5))
+    again = Import.model_validate(json.loads(stage.model_dump_json()))
+    assert again == stage
+    assert again.fingerprint == stage.fingerprint
+    stage.prepare()
+    again.prepare()
+    for index in again.steps[0].grid:
+        again.run("", index)
+
+
+def test_the_fingerprint_follows_what_decides_the_bytes(tmp_path):
+    source = npy(tmp_path / "a.npy", labels())
+    base = plan(tmp_path, source)
+    assert plan(tmp_path, source).fingerprint == base.fingerprint
+    others = [plan(tmp_path, source, offset=(1.0, 0, 0)), plan(tmp_path, source, intensity=(0.0, 9.0))]
+    others.append(plan(tmp_path, source, block_shape=(4, 64, 64)))
+    npy(source, labels() + np.uint16(1))
+    others.append(plan(tmp_path, source))
+    assert len({stage.fingerprint for stage in (base, *others)}) == 5
+
+
+def test_another_section_is_another_source(tmp_path):
+    source = sections(tmp_path / "png", labels("uint8"))
+    before = plan(tmp_path, source).fingerprint
+    (source / ".hidden").write_text("")
+    assert plan(tmp_path, source).fingerprint == before
+    (source / "11.png").write_bytes((source / "10.png").read_bytes())
+    assert plan(tmp_path, source).fingerprint != before
+
+
+def test_a_source_that_changed_since_is_refused(tmp_path):
+    source = npy(tmp_path / "a.npy", labels())
+    stage = plan(tmp_path, source)
+    stage.prepare()
+    npy(source, labels("uint32"))
+    with pytest.raises(BlockError, match="has changed since the import was planned"):
+        stage.run("", (0, 0, 0))
+
+
+def test_a_target_that_is_not_ours_is_never_written(tmp_path):
+    first = plan(tmp_path, npy(tmp_path / "a.npy", labels()))
+    run_all(first)
+    first.prepare()
+    second = plan(tmp_path, npy(tmp_path / "b.npy", labels() + np.uint16(3)))
+    with pytest.raises(WorkflowError, match=r"a\.zarr exists already; choose another or remove it"):
+        second.prepare()
+    volume = open_volume(first.target)
+    assert_array_equal(volume.read(volume.box), labels())
+
+
+def test_what_cannot_be_imported_is_refused_when_planned(tmp_path):
+    with pytest.raises(InputError, match="float64 voxels"):
+        plan(tmp_path, npy(tmp_path / "a.npy", np.zeros((2, 2, 2))))
+    with pytest.raises(InputError, match="no dataset 'raw'; there are: labels"):
+        plan(tmp_path, hdf5(tmp_path / "a.h5", labels()), dataset="raw")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("intensity", [None, (0.0, 200.0)])
+def test_memory_stays_within_the_prediction(tmp_path, name, intensity):
+    source = SOURCES[name](tmp_path, labels("uint16", (32, 256, 256)))
+    stage = plan(tmp_path, source, intensity=intensity, block_shape=(32, 128, 256))
+    stage.prepare()
+    stage.run("", (0, 0, 0))
+    fresh = Import.model_validate_json(stage.model_dump_json())
+    predicted = fresh.memory_bytes("")
+    tracemalloc.start()
+    try:
+        fresh.run("", (0, 1, 0))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= predicted
+
+
+class Shaped:
+    """What `default_block_shape` looks at, without the voxels."""
+
+    def __init__(self, shape, unit, dtype):
+        self.shape, self.unit, self.dtype, self.stored_dtype = shape, unit, np.dtype(dtype), np.dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "unit", "dtype", "expected"),
+    [
+        ((1000, 1000, 1000), (1, 1, 1), "uint8", (256, 256, 256)),
+        ((1000, 1000, 1000), (1, 1, 1), "uint64", (256, 256, 256)),
+        ((1000, 1000, 1000), (1, 1000, 1000), "uint8", (128, 1024, 1024)),
+        ((125, 1250, 1250), (1, 1250, 1250), "uint64", (16, 1280, 1280)),
+        ((30, 100, 100), (1, 100, 100), "uint8", (32, 128, 128)),
+        ((5000, 9000, 20000), (1, 9000, 20000), "uint8", (16, 3008, 4032)),
+        ((5000, 9000, 20000), (1, 256, 256), "uint8", (256, 256, 256)),
+        ((5000, 9000, 20000), (1, 64, 20000), "uint8", (64, 256, 4032)),
+    ],
+)
+def test_default_blocks_suit_the_source(shape, unit, dtype, expected):
+    block = default_block_shape(Shaped(shape, unit, dtype))
+    assert block == expected
+    assert np.prod(block, dtype=np.int64) * np.dtype(dtype).itemsize <= 256 * 2**20
+
+
+def test_default_blocks_decode_a_section_once(tmp_path):
+    source = open_source(sections(tmp_path / "png", labels("uint8")))
+    assert default_block_shape(source) == (16, 128, 128)

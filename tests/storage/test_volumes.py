@@ -1,0 +1,248 @@
+import json
+
+import numpy as np
+import pytest
+import zarr
+from numpy.testing import assert_array_equal
+from ome_zarr_models.v05.image import Image
+from zarr.storage import LocalStore
+
+from neuroshed.errors import InputError, WorkflowError
+from neuroshed.geometry import Box, Grid
+from neuroshed.storage.volumes import check_block_shape, create_volume, open_volume
+
+SHAPE = (20, 24, 30)
+SHARD = (8, 16, 16)
+NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+
+
+def labels(shape=SHAPE, dtype=np.uint64):
+    return np.random.default_rng(5).integers(0, 200, shape).astype(dtype)
+
+
+def create(path, **changes):
+    options = {"shape": SHAPE, "dtype": "uint64", "shard_shape": SHARD, "voxel_size": (40.0, 4.0, 4.0)}
+    return create_volume(path, **(options | changes))
+
+
+def fill(volume, data):
+    for index in Grid(volume.box, SHARD):
+        box = Grid(volume.box, SHARD).block_box(index)
+        volume.write(box, data[(..., *box.slices())])
+
+
+def old_image(path, data, axes, transforms, image_transforms=None, version="0.4"):
+    """An OME-Zarr 0.4 image (Zarr v2) of one level."""
+    image = {"version": version, "axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": transforms}]}
+    if image_transforms:
+        image["coordinateTransformations"] = image_transforms
+    group = zarr.create_group(LocalStore(path), zarr_format=2, attributes={"multiscales": [image]})
+    array = group.create_array("s0", shape=data.shape, dtype=data.dtype, chunks=tuple(min(16, n) for n in data.shape))
+    array[...] = data
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_blocks_read_back_as_the_whole(tmp_path, dtype):
+    data = labels(dtype=dtype)
+    written = create(tmp_path / "a.zarr", dtype=dtype, offset=(400.0, 8.0, 0.0))
+    fill(written, data)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert volume.dtype == data.dtype
+    assert (volume.shape, volume.channels, volume.shard_shape) == (SHAPE, None, SHARD)
+    assert (volume.voxel_size, volume.offset) == ((40.0, 4.0, 4.0), (400.0, 8.0, 0.0))
+    for box in (volume.box, Box((3, 4, 5), (19, 24, 17)), Box((0, 0, 0), (1, 1, 1))):
+        assert_array_equal(volume.read(box), data[box.slices()])
+
+
+def test_affinities_keep_their_offsets(tmp_path):
+    data = labels((3, *SHAPE), np.uint8)
+    written = create(tmp_path / "a.zarr", dtype="uint8", voxel_offsets=NEAREST)
+    fill(written, data)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert (volume.channels, volume.voxel_offsets, volume.shape) == (3, NEAREST, SHAPE)
+    assert_array_equal(volume.read(volume.box), data)
+    assert_array_equal(volume.read(Box((1, 2, 3), (9, 9, 9)), channels=2), data[:2, 1:9, 2:9, 3:9])
+
+
+@pytest.mark.parametrize("offsets", [None, NEAREST])
+def test_metadata_is_valid_ome_zarr(tmp_path, offsets):
+    create(tmp_path / "a.zarr", voxel_offsets=offsets)
+    image = Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r"))
+    axes = image.ome_attributes.multiscales[0].axes
+    assert [axis.name for axis in axes] == [*(["c"] if offsets else []), "z", "y", "x"]
+    assert axes[-1].unit == "nanometer"
+
+
+def test_a_volume_is_sharded_and_checked(tmp_path):
+    volume = create(tmp_path / "a.zarr", shape=(256, 256, 256), shard_shape=(128, 128, 128))
+    assert volume.array.shards == (128, 128, 128)
+    assert volume.array.chunks == (64, 64, 64)
+    metadata = json.loads((tmp_path / "a.zarr" / "0" / "zarr.json").read_text())
+    assert '"checksum": true' in json.dumps(metadata)
+
+
+def test_creating_again_opens_the_same_volume(tmp_path):
+    data = labels()
+    fill(create(tmp_path / "a.zarr"), data)
+    again = create(tmp_path / "a.zarr")
+    assert again.writable
+    assert_array_equal(again.read(again.box), data)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("change", [{"shape": (20, 24, 31)}, {"dtype": "uint32"}, {"shard_shape": (16, 16, 16)}])
+def test_creating_another_volume_there_is_refused(tmp_path, change):
+    create(tmp_path / "a.zarr")
+    with pytest.raises(WorkflowError, match="choose another path or remove it"):
+        create(tmp_path / "a.zarr", **change)
+
+
+def test_a_volume_made_meanwhile_is_taken(tmp_path, monkeypatch):
+    create(tmp_path / "first.zarr")
+    path = tmp_path / "a.zarr"
+    original = zarr.create_group
+
+    def slow(*args, **options):
+        group = original(*args, **options)
+        if not path.exists():
+            (tmp_path / "first.zarr").rename(path)
+        return group
+
+    monkeypatch.setattr(zarr, "create_group", slow)
+    assert create(path).shape == SHAPE
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        Box((1, 0, 0), (8, 16, 16)),
+        Box((0, 0, 0), (8, 16, 15)),
+        Box((0, 0, 0), (8, 24, 29)),
+        Box((16, 16, 16), (24, 32, 32)),
+    ],
+)
+def test_boxes_that_do_not_own_their_shards_are_refused(tmp_path, box):
+    volume = create(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="does not own whole shards"):
+        volume.write(box, np.ones(box.shape, np.uint64))
+
+
+def test_opened_volumes_are_read_only(tmp_path):
+    create(tmp_path / "a.zarr")
+    volume = open_volume(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="inputs are never changed"):
+        volume.write(volume.box, np.ones(SHAPE, np.uint64))
+    with pytest.raises(ValueError, match="read-only"):
+        volume.array[0, 0, 0] = 1
+
+
+def test_reading_outside_is_refused(tmp_path):
+    volume = create(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="is not inside"):
+        volume.read(volume.box.grow(0, 1))
+
+
+def test_zeros_written_over_a_block_are_read_back(tmp_path):
+    volume = create(tmp_path / "a.zarr")
+    fill(volume, labels() + np.uint64(1))
+    fill(volume, np.zeros(SHAPE, np.uint64))
+    assert not open_volume(tmp_path / "a.zarr").read(volume.box).any()
+
+
+def test_reads_ome_zarr_04_with_time_and_channel(tmp_path):
+    data = labels((1, 1, *SHAPE), np.uint16)
+    axes = [
+        {"name": "t", "type": "time", "unit": "second"},
+        {"name": "c", "type": "channel"},
+        *({"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"),
+    ]
+    transforms = [
+        {"type": "scale", "scale": [1.0, 1.0, 0.04, 0.004, 0.004]},
+        {"type": "translation", "translation": [0.0, 0.0, 0.4, 0.0, 1.0]},
+    ]
+    volume = open_volume(old_image(tmp_path / "a.zarr", data, axes, transforms))
+    assert (volume.shape, volume.channels) == (SHAPE, None)
+    assert volume.voxel_size == pytest.approx((40.0, 4.0, 4.0))
+    assert volume.offset == pytest.approx((400.0, 0.0, 1000.0))
+    assert_array_equal(volume.read(volume.box), data[0, 0])
+
+
+def test_reads_channels_of_a_five_dimensional_image(tmp_path):
+    data = labels((1, 3, *SHAPE), np.uint8)
+    axes = [{"name": name} for name in "tczyx"]
+    volume = open_volume(old_image(tmp_path / "a.zarr", data, axes, [{"type": "scale", "scale": [1, 1, 2, 3, 4]}]))
+    assert (volume.channels, volume.voxel_size) == (3, (2.0, 3.0, 4.0))
+    assert_array_equal(volume.read(Box((1, 2, 3), (4, 5, 6))), data[0, :, 1:4, 2:5, 3:6])
+
+
+def test_transforms_of_the_whole_image_come_after_those_of_the_level(tmp_path):
+    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    level = [{"type": "scale", "scale": [2, 2, 2]}, {"type": "translation", "translation": [1, 1, 1]}]
+    whole = [{"type": "scale", "scale": [10, 1, 1]}]
+    volume = open_volume(old_image(tmp_path / "a.zarr", labels(), axes, level, whole))
+    assert (volume.voxel_size, volume.offset) == ((20.0, 2.0, 2.0), (10.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_plain_array_has_voxels_of_one_nanometre(tmp_path, zarr_format):
+    data = labels()
+    zarr.create_array(LocalStore(tmp_path / "a.zarr"), data=data, zarr_format=zarr_format, chunks=(8, 8, 8))
+    volume = open_volume(tmp_path / "a.zarr")
+    assert (volume.voxel_size, volume.offset) == ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    assert_array_equal(volume.read(Box((2, 2, 2), (9, 10, 11))), data[2:9, 2:10, 2:11])
+
+
+def test_what_is_no_volume_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match="the path does not exist"):
+        open_volume(tmp_path / "missing.zarr")
+    (tmp_path / "a.tif").write_bytes(b"II*\0")
+    with pytest.raises(InputError, match="bring other formats in with `neuroshed import`"):
+        open_volume(tmp_path / "a.tif")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="is not a Zarr array or group"):
+        open_volume(tmp_path / "folder")
+
+
+def test_groups_without_an_image_are_refused(tmp_path):
+    group = zarr.create_group(LocalStore(tmp_path / "a.zarr"))
+    with pytest.raises(InputError, match=r"without OME-Zarr multiscales$"):
+        open_volume(tmp_path / "a.zarr")
+    group.create_array("raw", shape=SHAPE, dtype="uint8")
+    with pytest.raises(InputError, match="without OME-Zarr multiscales; name one of its arrays: raw"):
+        open_volume(tmp_path / "a.zarr")
+
+
+def test_an_image_whose_array_is_missing_is_refused(tmp_path):
+    axes = [{"name": name} for name in "zyx"]
+    path = old_image(tmp_path / "a.zarr", labels(), axes, [{"type": "scale", "scale": [1, 1, 1]}])
+    (path / "s0").rename(path / "other")
+    with pytest.raises(InputError, match="names the array 's0' in its metadata, but it is missing"):
+        open_volume(path)
+    zarr.create_group(LocalStore(path), path="s0", zarr_format=2)
+    with pytest.raises(InputError, match="is a group where an array was expected"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("images", [[{}], [{"datasets": []}], [{"datasets": [{}]}], {"a": 1}, 3])
+def test_an_image_with_broken_metadata_is_refused(tmp_path, images):
+    zarr.create_group(LocalStore(tmp_path / "a.zarr"), attributes={"ome": {"version": "0.5", "multiscales": images}})
+    with pytest.raises(InputError, match="broken OME-Zarr metadata"):
+        open_volume(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"), [("xyz", SHAPE), ("yx", (4, 5)), ("tczyx", (2, 3, *SHAPE)), ("tzyx", (2, *SHAPE))]
+)
+def test_images_that_are_not_3d_are_refused(tmp_path, axes, shape):
+    transforms = [{"type": "scale", "scale": [1] * len(axes)}]
+    path = old_image(tmp_path / "a.zarr", labels(shape), [{"name": name} for name in axes], transforms)
+    with pytest.raises(InputError, match="needed are z, y, x"):
+        open_volume(path)
+
+
+def test_blocks_are_whole_shards():
+    check_block_shape((64, 32, 32), (32, 32, 16))
+    with pytest.raises(WorkflowError, match=r"nearest that fits: \[64, 32, 16\]"):
+        check_block_shape((60, 32, 8), (32, 32, 16))

@@ -1,0 +1,141 @@
+"""Samples come from inside their boxes, are pure functions of their number, and unusable volumes are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neuroshed.errors import InputError
+from neuroshed.geometry import Box
+from neuroshed.storage.volumes import create_volume
+from neuroshed.training.config import Augment, Source, TrainingConfig
+from neuroshed.training.samples import Sampler, grow_labels, open_region, open_regions
+
+MakeConfig = Callable[..., TrainingConfig]
+PLAIN = Augment(flip=(), swap=(), contrast=0, brightness=0, gamma=0, noise=0)
+
+
+def write(path: Path, array: np.ndarray[Any, Any]) -> Path:
+    shape = array.shape
+    volume = create_volume(path, shape=shape, dtype=array.dtype, shard_shape=(16, 16, 16), voxel_size=(1, 1, 1))
+    volume.write(volume.box, array)
+    return path
+
+
+def test_nothing_outside_the_box_is_ever_seen(make_config: MakeConfig, tmp_path: Path) -> None:
+    image = np.full((24, 24, 24), 255, np.uint8)
+    labels = np.full(image.shape, 9, np.uint16)
+    box = Box((4, 5, 6), (20, 13, 22))
+    image[box.slices()], labels[box.slices()] = 0, 1
+    source = Source(
+        image=write(tmp_path / "i.zarr", image), labels=write(tmp_path / "l.zarr", labels), box=(box.start, box.stop)
+    )
+    # The patch is larger than the box along y, and misalignments ask for still more.
+    config = make_config(augment=PLAIN.model_copy(update={"misaligned": 1.0, "swap": ("z", "y", "x")}).model_dump())
+    sampler = Sampler([open_region(source)], config)
+    for number in range(30):
+        sample = sampler.sample(number)
+        assert (sample.image == -1).all()
+        assert sample.targets[sample.counts].all()
+        assert sample.counts.any()
+
+
+def test_a_sample_depends_on_its_number_alone(make_config: MakeConfig) -> None:
+    config = make_config(batch_size=2, loaders=2)
+    from_disk = Sampler(open_regions(config.samples, 0), config)
+    in_memory = Sampler(open_regions(config.samples, 1), config)
+    assert in_memory.regions[0].arrays
+    assert not from_disk.regions[0].arrays
+    later = list(from_disk.batches(3, 8))
+    assert len(later) == 5
+    for step, batch in enumerate(later, start=3):
+        for got, expected in zip(batch, in_memory.batch(step), strict=True):
+            assert torch.equal(got, expected)
+    assert not torch.equal(later[0][0], later[1][0])
+
+
+def test_batches_have_a_sample_axis(make_config: MakeConfig) -> None:
+    config = make_config(batch_size=2)
+    image, targets, counts = Sampler(open_regions(config.samples, 1), config).batch(0)
+    assert image.shape == (2, 1, 8, 12, 12)
+    assert image.dtype == torch.float32
+    assert targets.shape == counts.shape == (2, 3, 8, 12, 12)
+    assert targets.dtype == counts.dtype == torch.bool
+
+
+def test_an_error_in_a_loader_reaches_the_loop(make_config: MakeConfig) -> None:
+    sampler = Sampler([], make_config())
+    with pytest.raises(ValueError, match="positive integer"):
+        next(sampler.batches(0, 3))
+
+
+@pytest.mark.parametrize(("weights", "share"), [((None, None), 0.2), ((1.0, 1.0), 0.5)])
+def test_sources_are_drawn_by_voxels_or_by_weight(
+    make_config: MakeConfig, tmp_path: Path, weights: tuple[float | None, ...], share: float
+) -> None:
+    sources = []
+    for value, (side, weight) in enumerate(zip((8, 32), weights, strict=True)):
+        image = write(tmp_path / f"i{value}.zarr", np.full((8, 16, side), 255 * value, np.uint8))
+        labels = write(tmp_path / f"l{value}.zarr", np.ones((8, 16, side), np.uint8))
+        sources.append(Source(image=image, labels=labels, weight=weight))
+    sampler = Sampler(open_regions(sources, 1), make_config(augment=PLAIN.model_dump(), patch_shape=[2, 2, 2]))
+    dark = np.mean([sampler.sample(number).image[0, 0, 0, 0] == -1 for number in range(200)])
+    assert abs(dark - share) < 0.1
+
+
+def test_masked_voxels_do_not_count_and_empty_patches_are_drawn_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    shape = (16, 16, 64)
+    mask = np.zeros(shape, np.uint8)
+    mask[..., 40:] = 1
+    paths = [
+        write(tmp_path / f"{name}.zarr", array)
+        for name, array in (("i", np.zeros(shape, np.uint8)), ("l", np.ones(shape, np.int32)), ("m", mask))
+    ]
+    region = open_region(Source(image=paths[0], labels=paths[1], mask=paths[2]))
+    sampler = Sampler([region], make_config(augment=PLAIN.model_dump()))
+    shares = [sampler.sample(number).counts.mean() for number in range(20)]
+    assert min(shares) > 0
+    assert min(shares) < 0.7 < max(shares)
+    _, _, valid = region.read(Box((0, 0, 0), shape))
+    np.testing.assert_array_equal(valid, mask == 1)
+
+
+def test_labels_grow_into_boundary_voxels_only_so_far() -> None:
+    labels = np.zeros((1, 1, 9), np.uint64)
+    labels[0, 0, 0], labels[0, 0, 8] = 5, 2**60
+    assert grow_labels(labels, 3).ravel().tolist() == [5, 5, 5, 5, 0, 2**60, 2**60, 2**60, 2**60]
+    assert grow_labels(labels, 0) is labels
+    assert not grow_labels(np.zeros((2, 2, 2)), 3).any()
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "box", "message"),
+    [
+        (np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 5), np.uint8), None, "has shape .*they must be equal"),
+        (np.zeros((4, 4, 4), np.float32), np.ones((4, 4, 4), np.uint8), None, "holds float32; an image must be uint8"),
+        (np.zeros((4, 4, 4), np.uint32), np.ones((4, 4, 4), np.uint8), None, "holds uint32; an image must be uint8"),
+        (np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 4), np.float32), None, "holds float32; labels must be integers"),
+        (np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 4), np.uint8), ((0, 0, 0), (4, 4, 5)), "outside the volume"),
+        (np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 4), np.uint8), ((2, 0, 0), (2, 4, 4)), "is empty"),
+    ],
+)
+def test_volumes_that_do_not_fit_are_refused(
+    tmp_path: Path, image: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], box: Any, message: str
+) -> None:
+    source = Source(image=write(tmp_path / "i.zarr", image), labels=write(tmp_path / "l.zarr", labels), box=box)
+    with pytest.raises(InputError, match=message) as caught:
+        open_region(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_affinities_are_no_image(tmp_path: Path, volumes: tuple[Path, Path]) -> None:
+    offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+    path = tmp_path / "affinities.zarr"
+    create_volume(
+        path, shape=(24, 32, 32), dtype=np.uint8, shard_shape=(16, 16, 16), voxel_size=(1, 1, 1), voxel_offsets=offsets
+    )
+    with pytest.raises(InputError, match="has 3 channels"):
+        open_region(Source(image=path, labels=volumes[1]))
