@@ -1,4 +1,6 @@
-"""The verbs of the command line as functions. Each raises a `NeuroshedError` with a one-line message if it cannot do its work."""
+"""The verbs of the command line as functions. Each raises a `NeuroshedError` with a one-line message if it cannot do
+its work.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def quiet(progress: object) -> None:
 def run(workflow: PathLike, settings: Sequence[str] = (), watch: Watcher = quiet) -> Summary:
     """Run a workflow, by path or by the name of a shipped one; what its output folder holds already is not done again.
 
-    `settings` override keys of the file: `"thresholds=[0.3,0.5]"`. `watch` is called with a `Progress` whenever blocks end.
+    `settings` override keys of the file: `"thresholds=[0.3,0.5]"`. `watch` is called with a `Progress` whenever
+    blocks end.
     Returns the summary: status, blocks by stage, paths of all outputs (`segmentations` by threshold).
     Raises `RunFailedError`, with the summary as its `summary`, if blocks failed.
     """
@@ -76,9 +79,9 @@ def import_volume(
 ) -> Path:
     """Bring a TIFF, HDF5, PNG or NumPy volume in as OME-Zarr, block by block; returns the path of the new volume.
 
-    `voxel_size` and `offset` are in nm, z y x; `intensity` (low, high) rescales to uint8, as floating-point images need. Broken
-    off, the same call goes on. Raises `InputError` for a source that cannot be imported, `WorkflowError` if the target is
-    there already.
+    `voxel_size` and `offset` are in nm, z y x; `intensity` (low, high) rescales to uint8, as floating-point images
+    need. Broken off, the same call goes on. Raises `InputError` for a source that cannot be imported,
+    `WorkflowError` if the target is there already.
     """
     goal = Path(target).expanduser().resolve()
     # Beside the target, so that a second call finds what the first one did, and gone at the end.
@@ -113,7 +116,8 @@ def evaluate(
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
 ) -> Summary:
-    """Score a segmentation against a truth of the same shape: VOI split and merge (bits), adapted Rand in named variants.
+    """Score a segmentation against a truth of the same shape: VOI split and merge (bits), adapted Rand in named
+    variants.
 
     Voxels of truth 0 are left out. The contingency table is summed block by block.
     """
@@ -136,7 +140,8 @@ def train(
     start_from: PathLike | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
-    """Train a network by a YAML configuration, or go on with the training in its output folder; returns the best model's JSON.
+    """Train a network by a YAML configuration, or go on with the training in its output folder; returns the best
+    model's JSON.
 
     `start_from` is a checkpoint or model to fine-tune.
     """
@@ -147,4 +152,6 @@ def train(
     if not path.is_file() and os.fspath(config) not in workflows.shipped():
         raise InputError(f"no training configuration at {path}; `neuroshed init train` writes one to start from")
     values = workflows.read_yaml(os.fspath(config))
-    return loop(parse_config(values, str(config)), start_from=Path(start_from) if start_from else None, progress=progress)
+    return loop(
+        parse_config(values, str(config)), start_from=Path(start_from) if start_from else None, progress=progress
+    )

@@ -1,7 +1,7 @@
 """The command line: arguments to one call, progress and results to the terminal.
 
-Exit code 0 means that everything was done, 1 that blocks failed, 2 that the user has something to mend. With `--json` the result
-goes to standard output as one JSON object; progress and messages always go to standard error.
+Exit code 0 means that everything was done, 1 that blocks failed, 2 that the user has something to mend. With
+`--json` the result goes to standard output as one JSON object; progress and messages always go to standard error.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from neuroshed import __version__
 from neuroshed.errors import NeuroshedError
 from neuroshed.geometry import Box
 from neuroshed.terminal import Bars, print_plan, print_scores, print_status, print_summary
-
-_TRIPLE = {"nargs": 3, "metavar": "Z Y X"}
 
 
 def _command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,11 +162,13 @@ def resume(run_folder: str, as_json: bool) -> None:
 @main.command(name="import")
 @click.argument("source")
 @click.argument("target")
-@click.option("--voxel-size", type=float, required=True, help="nm.", **_TRIPLE)
-@click.option("--offset", type=float, default=(0.0, 0.0, 0.0), help="Place of the first voxel, nm.", **_TRIPLE)
+@click.option("--voxel-size", type=float, required=True, nargs=3, metavar="Z Y X", help="nm.")
+@click.option(
+    "--offset", type=float, default=(0.0, 0.0, 0.0), nargs=3, metavar="Z Y X", help="Place of the first voxel, nm."
+)
 @click.option("--dataset", help="Array inside an HDF5 file.")
 @click.option("--range", "intensity", type=float, nargs=2, metavar="LOW HIGH", help="Rescale these values to 0..255.")
-@click.option("--block", type=int, default=None, help="Voxels of one task and file.", **_TRIPLE)
+@click.option("--block", type=int, default=None, nargs=3, metavar="Z Y X", help="Voxels of one task and file.")
 @_CLUSTER
 @_command
 def import_(
@@ -209,9 +209,7 @@ def import_(
 @_CLUSTER
 @_JSON
 @_command
-def evaluate(
-    segmentation: str, truth: str, box: tuple[int, ...] | None, cluster: str | None, as_json: bool
-) -> None:
+def evaluate(segmentation: str, truth: str, box: tuple[int, ...] | None, cluster: str | None, as_json: bool) -> None:
     """Score SEGMENTATION against TRUTH, both label volumes of one shape: VOI (bits) and adapted Rand error.
 
     Example: neuroshed evaluate run1/segment-0123456789ab/0.5.zarr truth.zarr

@@ -24,7 +24,8 @@ def demo(
     cluster: ClusterConfig | None = None,
     watch: Watcher = api.quiet,
 ) -> dict[str, Any]:
-    """Import, predict, segment and evaluate the demo volume into the folder `output`; returns scores, figure and the run's summary.
+    """Import, predict, segment and evaluate the demo volume into the folder `output`; returns scores, figure and the
+    run's summary.
 
     Called again on the same folder it does only what is missing.
     """
@@ -52,9 +53,7 @@ def demo(
         f"thresholds={[str(threshold) for threshold in thresholds]}",
     ]
     summary = api.run("segment", [*settings, f"cluster={used.model_dump_json()}"], watch)
-    scores = {
-        threshold: api.evaluate(path, truth, watch=watch) for threshold, path in summary["segmentations"].items()
-    }
+    scores = {threshold: api.evaluate(path, truth, watch=watch) for threshold, path in summary["segmentations"].items()}
     best = min(scores, key=lambda threshold: scores[threshold]["voi"])
     figure = draw_result(
         folder / "demo.png",

@@ -91,8 +91,8 @@ class Box:
 class Grid:
     """The regular division of `box` into blocks, anchored at the volume's origin.
 
-    Block `index` covers `[index * block_shape, (index + 1) * block_shape)` cut to `box`, so a box inside a volume has the
-    same inner blocks as the whole volume. The parent level of an octree is the grid of doubled blocks.
+    Block `index` covers `[index * block_shape, (index + 1) * block_shape)` cut to `box`, so a box inside a volume
+    has the same inner blocks as the whole volume. The parent level of an octree is the grid of doubled blocks.
 
     >>> grid = Grid(Box((0, 0, 0), (5, 4, 4)), (2, 4, 4))
     >>> list(grid)

@@ -111,7 +111,16 @@ def print_summary(summary: dict[str, Any]) -> None:
 def print_scores(scores: dict[str, dict[str, Any]]) -> None:
     """A table of scores, a row for each threshold."""
     table = Table(title="scores (VOI in bits; adapted Rand error; lower is better)")
-    for column in ("threshold", "VOI split", "VOI merge", "VOI", "ARAND cremi", "ARAND snemi", "ARAND skimage", "segments"):
+    for column in (
+        "threshold",
+        "VOI split",
+        "VOI merge",
+        "VOI",
+        "ARAND cremi",
+        "ARAND snemi",
+        "ARAND skimage",
+        "segments",
+    ):
         table.add_column(column, justify="right")
     for threshold, row in scores.items():
         rand = (f"{row['adapted_rand'][variant]['error']:.4f}" for variant in ("cremi", "snemi", "skimage"))

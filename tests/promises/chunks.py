@@ -25,7 +25,7 @@ from .reference import Settings
 
 
 def random_affinities(rng: np.random.Generator, shape: Vec, levels: int) -> np.ndarray:
-    """Smooth-ish random affinities with many ties: `levels` different values between 0 and 255, uint8 `(3, z, y, x)`."""
+    """Smooth-ish random affinities with many ties: `levels` values between 0 and 255, uint8 `(3, z, y, x)`."""
     noise = rng.random((3, *shape))
     for axis in range(1, 4):
         noise = (noise + np.roll(noise, 1, axis)) / 2

@@ -1,4 +1,5 @@
-"""The whole pipeline from affinities on, written plainly for one small volume in one piece: what every chunking must equal.
+"""The whole pipeline from affinities on, written plainly for one small volume in one piece: what every chunking must
+equal.
 
 Nothing here is shared with the package: its own hash, its own union-find, lists and dictionaries, quadratic loops.
 """
@@ -73,7 +74,8 @@ def segment_whole(affinities: np.ndarray, settings: Settings) -> tuple[np.ndarra
     for threshold in settings.thresholds:
         sets = Sets(ids)
         for a, b, score in merges:
-            # A score is floor(mean * 2**20), so it is at least the threshold if and only if its exact ceiling is reached.
+            # A score is floor(mean * 2**20), so it is at least the threshold if and only if its exact ceiling is
+            # reached.
             if score >= Fraction(threshold) * 255 * (1 << 20):
                 sets.join(a, b)
         names = {member: min(members) for members in sets.members.values() for member in members}
@@ -124,6 +126,7 @@ def _merges(fragments: np.ndarray, affinities: np.ndarray, lowest: Fraction) -> 
     members = {int(i): [int(i)] for i in np.unique(fragments) if i}
     merges = []
     while contacts:
+
         def priority(pair):
             total, count = contacts[pair]
             keys = sorted(max(voxel_hash(m) for m in members[end]) for end in pair)

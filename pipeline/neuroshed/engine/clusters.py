@@ -13,12 +13,16 @@ from neuroshed.errors import WorkflowError
 
 
 class ClusterConfig(BaseModel):
-    """`cluster:` of a workflow. A word stands for the whole: `local`, `local:4`, `in-process`, or a scheduler address."""
+    """`cluster:` of a workflow. A word stands for the whole: `local`, `local:4`, `in-process`, or a scheduler
+    address.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["in-process", "local", "address"] = "local"
-    """`local`: worker processes on this machine; `in-process`: threads of this process; `address`: a running scheduler."""
+    """`local`: worker processes on this machine; `in-process`: threads of this process; `address`: a running
+    scheduler.
+    """
     workers: int | None = Field(default=None, ge=1)
     """Tasks at a time; by default one a core. Not for `address`."""
     address: str | None = None
@@ -45,7 +49,8 @@ class ClusterConfig(BaseModel):
 def connect(config: ClusterConfig) -> Iterator[Any]:
     """A `distributed.Client` of the cluster; what was started for it is stopped at the end.
 
-    Local processes talk over loopback under mutual TLS with keys made for this run, since Dask unpickles what a peer sends.
+    Local processes talk over loopback under mutual TLS with keys made for this run, since Dask unpickles what a peer
+    sends.
     Raises `WorkflowError` if a given scheduler does not answer or has no workers.
     """
     import dask

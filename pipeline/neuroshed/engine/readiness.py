@@ -1,7 +1,7 @@
 """Which blocks may run: the one geometric rule, kept up to date event by event. Pure: no store, no Dask, no clock.
 
-A block may run when every upstream block that its read boxes touch is done. When a block ends, only the blocks whose read
-boxes touch it are looked at again.
+A block may run when every upstream block that its read boxes touch is done. When a block ends, only the blocks whose
+read boxes touch it are looked at again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Readiness:
                 self._consider(key, step.grid.index(int(position)))
 
     def take(self, count: int) -> Iterator[Task]:
-        """Up to `count` ready blocks, those furthest down the flow first, so that old work is finished before new begins."""
+        """Up to `count` ready blocks, those furthest down the flow first, so that old work is finished before new
+        begins.
+        """
         while self._queue and count > 0:
             _, _, task = heapq.heappop(self._queue)
             self._set(task, RUNNING)

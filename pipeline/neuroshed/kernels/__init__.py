@@ -1,1 +1,3 @@
-"""Arrays in, arrays out: watershed, region graph, agglomeration, relabelling, metrics. Knows no store, no path, no Dask."""
+"""Arrays in, arrays out: watershed, region graph, agglomeration, relabelling, metrics. Knows no store, no path, no
+Dask.
+"""

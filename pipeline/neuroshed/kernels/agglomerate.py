@@ -1,10 +1,10 @@
 """Mean-affinity agglomeration of one region graph, in strict order, with frozen nodes.
 
-Scores are integers, `(sum << 20) // count`. Flooring keeps the linkage reducible: a merged cluster never scores higher with a
-third than the better of its two parts. Ties go to the edge with the smaller pair of cluster ranks, and a cluster's rank is
-the largest of its fragments', so joining only ever makes an edge worse. That is what makes a decision that was put off
-(frozen) safe, and the result the same however the volume is cut (reducible linkages: Bruynooghe 1978; agglomeration in
-chunks: Lu, Zlateski and Seung 2021, arXiv 2106.10795).
+Scores are integers, `(sum << 20) // count`. Flooring keeps the linkage reducible: a merged cluster never scores
+higher with a third than the better of its two parts. Ties go to the edge with the smaller pair of cluster ranks, and
+a cluster's rank is the largest of its fragments', so joining only ever makes an edge worse. That is what makes a
+decision that was put off (frozen) safe, and the result the same however the volume is cut (reducible linkages:
+Bruynooghe 1978; agglomeration in chunks: Lu, Zlateski and Seung 2021, arXiv 2106.10795).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ SCALE_BITS = 20
 
 
 class Edges(NamedTuple):
-    """Edges of a region graph: `left, right` uint64 ids, `sums` int64 of affinities (0..255), `counts` int64 of voxel faces."""
+    """Edges of a region graph: `left, right` uint64 ids, `sums` int64 of affinities (0..255), `counts` int64 of
+    voxel faces.
+    """
 
     left: npt.NDArray[np.uint64]
     right: npt.NDArray[np.uint64]
@@ -69,7 +71,7 @@ def agglomerate(nodes: Nodes, edges: Edges, lowest: int) -> tuple[Merges, Nodes,
 
 
 class _Clusters:
-    """The graph while it shrinks; clusters are indices into `nodes`, a cluster's index that of its smallest fragment."""
+    """The graph while it shrinks; a cluster is an index into `nodes`, that of its smallest fragment."""
 
     def __init__(self, nodes: Nodes, edges: Edges) -> None:
         self.nodes = nodes
@@ -160,7 +162,9 @@ class _Clusters:
 
 
 def cut(ids: npt.NDArray[np.uint64], merges: Merges, threshold: int) -> npt.NDArray[np.uint64]:
-    """Cluster of each of the sorted `ids` when only merges that score at least `threshold` count: its smallest id, uint64."""
+    """Cluster of each of the sorted `ids` when only merges that score at least `threshold` count: its smallest id,
+    uint64.
+    """
     strong = merges.scores >= threshold
     left = np.searchsorted(ids, merges.left[strong])
     right = np.searchsorted(ids, merges.right[strong])

@@ -1,12 +1,12 @@
 """Contacts between labelled neighbours: listed voxel face by voxel face, then summed by pair.
 
-Each voxel face belongs to the block of its upper voxel, so blocks that read one voxel beyond their low faces count every
-contact exactly once.
+Each voxel face belongs to the block of its upper voxel, so blocks that read one voxel beyond their low faces count
+every contact exactly once.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -63,8 +63,10 @@ def _no_rows(
     )
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _list_contacts(labels, affinities, halo, first, step, low, rows, fill):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _list_contacts(
+    labels: Any, affinities: Any, halo: Any, first: Any, step: Any, low: Any, rows: Any, fill: Any
+) -> Any:
     """Count the contacts, and write them to `rows` if `fill`. `halo`: voxels of `labels` before the block, by axis."""
     count = 0
     _, nz, ny, nx = affinities.shape

@@ -1,10 +1,13 @@
 """The strict total orders that make ties harmless: hashed edge indices and hashed voxel ranks.
 
 An edge's `key` is one uint64: its affinity in the top 8 bits, below it a bijective 56-bit hash of the edge's global
-index. So no two edges of a volume are equal, sorting by key sorts by (affinity, hash), and the affinity can be read back.
+index. So no two edges of a volume are equal, sorting by key sorts by (affinity, hash), and the affinity can be read
+back.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numba
 import numpy as np
@@ -28,9 +31,9 @@ MAX_VOXELS = (1 << 56) // 3
 """Largest volume whose edges can be told apart."""
 
 
-@numba.njit(cache=True, nogil=True, inline="never")  # type: ignore[untyped-decorator]
-def hash56(index: np.uint64) -> np.uint64:
-    """Bijective hash of a number below 2**56."""
+@numba.njit(cache=True, nogil=True, inline="never")
+def hash56(index: Any) -> Any:
+    """Bijective hash of a uint64 below 2**56."""
     x = index
     x ^= x >> _S1
     x = (x * _M1) & MASK56
@@ -40,9 +43,9 @@ def hash56(index: np.uint64) -> np.uint64:
     return x
 
 
-@numba.njit(cache=True, nogil=True, inline="never")  # type: ignore[untyped-decorator]
-def edge_key(affinity: np.uint8, upper_voxel: np.uint64, channel: np.uint64) -> np.uint64:
-    """Key of the edge between a voxel (global linear index) and its lower neighbour along an axis."""
+@numba.njit(cache=True, nogil=True, inline="never")
+def edge_key(affinity: Any, upper_voxel: Any, channel: Any) -> Any:
+    """Key (uint64) of the edge between a voxel (global linear index) and its lower neighbour along an axis."""
     return (np.uint64(affinity) << _S56) | hash56(upper_voxel * np.uint64(3) + channel)
 
 

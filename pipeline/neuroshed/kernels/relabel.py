@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,8 @@ def look_up(ids: Ids, keys: Ids, values: Ids) -> tuple[Ids, npt.NDArray[np.bool_
 def relabel(labels: Ids, keys: Ids, values: Ids) -> Ids:
     """Replace every label (uint64, any shape) by the value of its key; 0 stays 0.
 
-    `keys` are sorted and unique. Raises KeyError for a non-zero label without a key: nothing is ever relabelled by guess.
+    `keys` are sorted and unique. Raises KeyError for a non-zero label without a key: nothing is ever relabelled by
+    guess.
     """
     out = np.zeros(labels.size, dtype=np.uint64)
     missing = _relabel(labels.ravel(), keys, values, out)
@@ -34,8 +37,8 @@ def relabel(labels: Ids, keys: Ids, values: Ids) -> Ids:
     return out.reshape(labels.shape)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _relabel(labels, keys, values, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _relabel(labels: Any, keys: Any, values: Any, out: Any) -> Any:
     last, value = np.uint64(0), np.uint64(0)
     for i in range(labels.size):
         label = labels[i]

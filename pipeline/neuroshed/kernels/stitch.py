@@ -7,7 +7,7 @@ Zlateski and Seung 2021, arXiv 2106.10795).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -19,8 +19,8 @@ from neuroshed.kernels.unions import find, union
 class SizeRule(NamedTuple):
     """Outcome of the size rule in one node, over fragments `0..n-1`.
 
-    `roots` int64 `(n,)`: the smallest member of the fragment that each belongs to. `sizes` int64 and `open_` bool `(n,)`, right at
-    roots. `kept` bool, one an edge: it goes up.
+    `roots` int64 `(n,)`: the smallest member of the fragment that each belongs to. `sizes` int64 and `open_` bool
+    `(n,)`, right at roots. `kept` bool, one an edge: it goes up.
     """
 
     roots: npt.NDArray[np.int64]
@@ -40,10 +40,10 @@ def size_rule(
 ) -> SizeRule:
     """Join picked pairs, then small fragments to their best neighbour.
 
-    `sizes` int64 (voxels) and `touching` bool (reaches a face with region beyond it), one a fragment; `left, right` int64 and `keys`
-    uint64, one an edge of at least `low`; `joined` bool: the edge was picked, its ends are one fragment at any size. A
-    pair is refused for good if both have `small` voxels, or for now if its outcome is not certain inside this node; then
-    both ends are open and the edge is kept.
+    `sizes` int64 (voxels) and `touching` bool (reaches a face with region beyond it), one a fragment; `left, right`
+    int64 and `keys` uint64, one an edge of at least `low`; `joined` bool: the edge was picked, its ends are one
+    fragment at any size. A pair is refused for good if both have `small` voxels, or for now if its outcome is not
+    certain inside this node; then both ends are open and the edge is kept.
     """
     roots = np.arange(sizes.size, dtype=np.int64)
     sizes, open_ = sizes.copy(), touching.copy()
@@ -54,16 +54,16 @@ def size_rule(
     return SizeRule(roots, sizes, open_, kept)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _join(roots, sizes, open_, a, b):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _join(roots: Any, sizes: Any, open_: Any, a: Any, b: Any) -> Any:
     root = union(roots, a, b)
     other = b if root == a else a
     sizes[root] += sizes[other]
     open_[root] |= open_[other]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _join_picked(roots, sizes, open_, left, right, joined):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _join_picked(roots: Any, sizes: Any, open_: Any, left: Any, right: Any, joined: Any) -> Any:
     for k in range(joined.size):
         if joined[k]:
             a, b = find(roots, left[k]), find(roots, right[k])
@@ -71,8 +71,8 @@ def _join_picked(roots, sizes, open_, left, right, joined):  # type: ignore[no-u
                 _join(roots, sizes, open_, a, b)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _join_small(roots, sizes, open_, left, right, order, kept, small):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _join_small(roots: Any, sizes: Any, open_: Any, left: Any, right: Any, order: Any, kept: Any, small: Any) -> Any:
     for k in order:
         a, b = find(roots, left[k]), find(roots, right[k])
         if a == b:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def find(roots, i):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def find(roots: Any, i: Any) -> Any:
     """Root of `i`, halving the path on the way (`roots`: int64, each at most its own index)."""
     while roots[i] != i:
         roots[i] = roots[roots[i]]
@@ -16,8 +18,8 @@ def find(roots, i):  # type: ignore[no-untyped-def]
     return i
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def union(roots, i, j):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def union(roots: Any, i: Any, j: Any) -> Any:
     """Join the sets of `i` and `j`; returns the new root, the smaller of the two roots."""
     a, b = find(roots, i), find(roots, j)
     if a < b:
@@ -27,8 +29,8 @@ def union(roots, i, j):  # type: ignore[no-untyped-def]
     return b
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _join_all(roots, left, right):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _join_all(roots: Any, left: Any, right: Any) -> Any:
     for k in range(left.size):
         union(roots, left[k], right[k])
     for i in range(roots.size):

@@ -1,13 +1,14 @@
 """Watershed by one best edge: each voxel picks its best edge, basins are what picked edges connect.
 
 This is the first Boruvka round of the maximum spanning forest (Cousty et al., "Watershed cuts", 2009), with edges
-of at least `high` picked as well. Because the order of edges is strict, there are no plateaus to divide, and a voxel's pick
-depends on its six edges alone: one voxel of halo makes the picks of a block those of the whole volume.
+of at least `high` picked as well. Because the order of edges is strict, there are no plateaus to divide, and a
+voxel's pick depends on its six edges alone: one voxel of halo makes the picks of a block those of the whole volume.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -48,7 +49,8 @@ def watershed(
     """Basins of one block.
 
     `affinities` is uint8 `(3, z, y, x)` over `read_box`; channel c at voxel p is the edge between p and p - e_c.
-    Returns pieces, uint64 of the block's shape (1 + global linear index of a piece's first voxel; 0 where no edge reaches
+    Returns pieces, uint64 of the block's shape (1 + global linear index of a piece's first voxel; 0 where no edge
+    reaches
     `low`), and the sorted keys of the edges across faces that the block's own voxels picked, uint64.
     """
     shape = place.box.shape
@@ -79,9 +81,20 @@ def _strides(place: Place) -> npt.NDArray[np.uint64]:
     return np.array(strides(place.volume_shape), dtype=np.uint64)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def pick_edges(affinities, shape, low_inner, first, step, low, high, roots, lit, crossing):  # type: ignore[no-untyped-def]
-    """Join voxels along picked edges in `roots`, mark voxels with an edge of at least `low`, list picks across faces."""
+@numba.njit(cache=True, nogil=True)
+def pick_edges(
+    affinities: Any,
+    shape: Any,
+    low_inner: Any,
+    first: Any,
+    step: Any,
+    low: Any,
+    high: Any,
+    roots: Any,
+    lit: Any,
+    crossing: Any,
+) -> Any:
+    """Join voxels along picked edges in `roots`, mark those with an edge of at least `low`, list picks across faces."""
     nz, ny, nx = shape
     extent = affinities.shape[1:]
     local_step = (ny * nx, nx, 1)
@@ -122,8 +135,8 @@ def pick_edges(affinities, shape, low_inner, first, step, low, high, roots, lit,
     return crossing_count
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def name_pieces(roots, lit, shape, first, step):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def name_pieces(roots: Any, lit: Any, shape: Any, first: Any, step: Any) -> Any:
     """Ids of pieces: 1 + the global linear index of the first voxel, 0 for voxels that are not lit."""
     _, ny, nx = shape
     pieces = np.zeros(roots.size, dtype=np.uint64)

@@ -1,7 +1,7 @@
 """One picture of a result: image, affinities, fragments, segmentation and truth of one section, side by side.
 
-Labels take the colour of the truth they overlap most, so that the same neuron looks the same in every panel, a split shows as
-shades of one colour and a merge as one colour over two of the truth's.
+Labels take the colour of the truth they overlap most, so that the same neuron looks the same in every panel, a split
+shows as shades of one colour and a merge as one colour over two of the truth's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def draw_result(
     tall = [panel.swapaxes(0, 1) if panel.shape[0] < panel.shape[1] else panel for _, panel in panels]
     ratio = tall[0].shape[0] / tall[0].shape[1]
     width = 2.6
-    figure = Figure(figsize=(width * len(panels), width * ratio + 1.0), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width * len(panels), width * ratio + 0.8), dpi=110, layout="constrained")
     for place, ((title, _), panel) in enumerate(zip(panels, tall, strict=True), 1):
         axes = figure.add_subplot(1, len(panels), place)
         axes.imshow(panel, cmap="gray" if panel.ndim == 2 else None, interpolation="nearest")
@@ -75,7 +75,8 @@ def draw_result(
 
 def _section(volume: Volume, box: Box) -> npt.NDArray[Any]:
     axis = int(np.argmin(box.shape))
-    return volume.read(box).take(0, axis - 3)
+    section: npt.NDArray[Any] = volume.read(box).take(0, axis - 3)
+    return section
 
 
 def _paint(labels: npt.NDArray[np.uint64], truth: npt.NDArray[np.uint64]) -> Colours:

@@ -33,7 +33,9 @@ class Affinities(Stage):
 
     @classmethod
     def of(cls, run_folder: Path, path: Path) -> Affinities:
-        """Describe the volume at `path`; raises `InputError` if it is not uint8 with three nearest-neighbour channels."""
+        """Describe the volume at `path`; raises `InputError` if it is not uint8 with three nearest-neighbour
+        channels.
+        """
         volume = open_volume(path)
         if volume.channels is None or volume.channels < 3 or volume.dtype != np.uint8:
             raise InputError(

@@ -28,8 +28,8 @@ from neuroshed.storage.nodes import Columns, read_node, write_node
 class Node(NamedTuple):
     """A tree node before merging.
 
-    `clusters`: id, rank. `edges`: left, right, sum, count. `cross`: the same with the axis along which the edge leaves the
-    box. `faces`: id, mask of the outer faces that the fragment touches.
+    `clusters`: id, rank. `edges`: left, right, sum, count. `cross`: the same with the axis along which the edge
+    leaves the box. `faces`: id, mask of the outer faces that the fragment touches.
     """
 
     clusters: Columns
@@ -57,7 +57,9 @@ class Agglomerate(Stage):
         return climb(self.fingerprint, self.grids, needs(self.graph))
 
     def run(self, step: str, index: Vec) -> Done:
-        """Merge in one node: tables `entering` (id), `merges`, and what goes up: `clusters`, `edges`, `cross`, `faces`."""
+        """Merge in one node: tables `entering` (id), `merges`, and what goes up: `clusters`, `edges`, `cross`,
+        `faces`.
+        """
         level = level_of(step)
         node = self._parent(level, index) if level else self._leaf(index)
         ids = node.clusters["id"]

@@ -22,7 +22,9 @@ from neuroshed.storage.files import make_folder
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A block needs what `step` of the stage `fingerprint` writes to the block's box grown by `low` and `high` voxels."""
+    """A block needs what `step` of the stage `fingerprint` writes to the block's box grown by `low` and `high`
+    voxels.
+    """
 
     fingerprint: str
     step: str

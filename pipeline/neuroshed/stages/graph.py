@@ -32,7 +32,9 @@ class Graph(Stage):
         return (Step("", self.grid, needs(self.stitch, "down0", low=(1, 1, 1))),)
 
     def run(self, step: str, index: Vec) -> Done:
-        """Contacts of one block: tables `nodes` (id, mask of outer faces), `edges` inside it, `cross` over its low faces."""
+        """Contacts of one block: tables `nodes` (id, mask of outer faces), `edges` inside it, `cross` over its low
+        faces.
+        """
         below = self.stitch.fragments
         box = self.grid.block_box(index)
         halo = read_box(box, below.region)

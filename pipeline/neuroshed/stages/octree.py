@@ -14,6 +14,7 @@ from neuroshed.kernels.relabel import Ids, look_up
 from neuroshed.stages.base import Need, Stage, Step
 from neuroshed.storage.nodes import Columns, read_node
 
+
 def needs(stage: Stage, step: str = "", low: Vec = (0, 0, 0), high: Vec = (0, 0, 0)) -> tuple[Need, ...]:
     """The need of one step's output around a block; none for a stage whose data is there already."""
     return (Need(stage.fingerprint, step, low, high),) if stage.steps else ()
@@ -28,7 +29,9 @@ def climb(own: str, grids: Sequence[Grid], leaf_needs: tuple[Need, ...]) -> tupl
 
 
 def descend(own: str, grids: Sequence[Grid], up: str) -> tuple[Step, ...]:
-    """Steps from the root's `down` to `down0`; each node needs its own way up (of the stage `up`) and its parent's answer."""
+    """Steps from the root's `down` to `down0`; each node needs its own way up (of the stage `up`) and its parent's
+    answer.
+    """
     steps = []
     for level in reversed(range(len(grids))):
         node_needs = [Need(up, f"up{level}")]
@@ -97,5 +100,7 @@ def answer(local: Ids, handed_up: Ids, parent: Path | None, column: str) -> Ids:
     final, found = look_up(local, answers["id"], answers[column])
     unanswered = np.isin(local, handed_up) & ~found
     if unanswered.any():
-        raise BlockError(f"{parent} has no answer for id {local[unanswered][0]}; remove this stage's folder and run again")
+        raise BlockError(
+            f"{parent} has no answer for id {local[unanswered][0]}; remove this stage's folder and run again"
+        )
     return np.where(np.isin(local, handed_up), final, local)

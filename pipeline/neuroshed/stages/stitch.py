@@ -1,8 +1,8 @@
 """Pieces to fragments, up and down an octree.
 
-Up: a node joins what picked edges across its inner faces made one, applies the size rule to what nothing beyond its box can
-change, and hands up what is open. Down: each node tells its children what became of what they handed up; the leaves
-paint the fragments.
+Up: a node joins what picked edges across its inner faces made one, applies the size rule to what nothing beyond its
+box can change, and hands up what is open. Down: each node tells its children what became of what they handed up; the
+leaves paint the fragments.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from neuroshed.storage.volumes import Volume, create_volume
 class Node(NamedTuple):
     """A tree node before its size rule.
 
-    `fragments`: id, size (voxels). `edges`: left, right (fragment ids), key, joined. `cross`: upper, lower (piece ids), key,
-    joined, axis, of edges that leave the box. `faces`: piece, fragment, mask of the outer faces that the piece touches.
+    `fragments`: id, size (voxels). `edges`: left, right (fragment ids), key, joined. `cross`: upper, lower (piece
+    ids), key, joined, axis, of edges that leave the box. `faces`: piece, fragment, mask of the outer faces that the
+    piece touches.
     """
 
     fragments: Columns
@@ -123,7 +124,9 @@ class Stitch(Stage):
         touched, masks = faces_touched(own)
         masks = masks & np.uint8(outer_bits(box, box, below.region))
         inside = rows.axis == INSIDE
-        picked = np.isin(rows.keys[~inside], self._picks_around(index)) | (key_affinity(rows.keys[~inside]) >= below.high)
+        picked = np.isin(rows.keys[~inside], self._picks_around(index)) | (
+            key_affinity(rows.keys[~inside]) >= below.high
+        )
         left, right = np.minimum(rows.upper, rows.lower)[inside], np.maximum(rows.upper, rows.lower)[inside]
         edges = {"left": left, "right": right, "key": rows.keys[inside], "joined": np.zeros(left.size, np.bool_)}
         cross = {
@@ -154,9 +157,7 @@ class Stitch(Stage):
         fragments, kept, inner, outer, faces = [], [], [], [], []
         for child in grid.touching(box):
             child_box, step = grid.block_box(child), f"up{level - 1}"
-            fragment, edge, cross, face = read_node(
-                self.node_path(step, child), "fragments", "edges", "cross", "faces"
-            )
+            fragment, edge, cross, face = read_node(self.node_path(step, child), "fragments", "edges", "cross", "faces")
             enters = entering(cross["axis"], child_box, box)
             fragments.append(fragment)
             kept.append(edge)
@@ -236,5 +237,3 @@ def _between_fragments(cross: Columns, faces: Columns) -> Columns:
         ends.append(fragment)
     left, right = np.minimum(*ends), np.maximum(*ends)
     return {"left": left, "right": right, "key": cross["key"], "joined": cross["joined"]}
-
-

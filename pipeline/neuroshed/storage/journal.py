@@ -1,7 +1,7 @@
 """The journal of a run: an append-only record of what is done and what failed, and the lock of its one writer.
 
-Each session of the coordinator writes a segment of its own, one checksummed JSON line an event. A line counts once it is
-synced; a tail torn by a crash is dropped. Readers never block the writer.
+Each session of the coordinator writes a segment of its own, one checksummed JSON line an event. A line counts once
+it is synced; a tail torn by a crash is dropped. Readers never block the writer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Journal:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise WorkflowError(f"run {self.folder.parent} is being worked on by {holder}; wait for it or stop it") from None
+            raise WorkflowError(
+                f"run {self.folder.parent} is being worked on by {holder}; wait for it or stop it"
+            ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
@@ -44,7 +46,9 @@ class Journal:
         sync_path(self.folder)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._segment.close()
         self._lock.truncate(0)
         self._lock.close()

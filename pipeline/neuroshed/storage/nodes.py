@@ -1,4 +1,5 @@
-"""All tables of one block or tree node in one Parquet file of one row: column `edges.left` holds the list of that column.
+"""All tables of one block or tree node in one Parquet file of one row: column `edges.left` holds the list of that
+column.
 
 A folder of such files is a table with one row a node. Any list can be read alone, by pandas, polars or DuckDB too
 (`SELECT unnest("edges.left") FROM 'up0/*.parquet'`).
@@ -26,11 +27,12 @@ def write_node(path: Path, tables: Mapping[str, Columns]) -> None:
 
     Raises OSError as the file system does (a full disk included).
     """
-    lists = {}
+    lists: dict[str, Any] = {}
     for name, columns in tables.items():
         for column, values in columns.items():
-            ends = np.array([0, values.size], np.int64)
-            lists[f"{name}.{column}"] = pa.LargeListArray.from_arrays(ends, pa.array(values))
+            ends: Any = np.array([0, values.size], np.int64)
+            array: Any = pa.array(values)
+            lists[f"{name}.{column}"] = pa.LargeListArray.from_arrays(ends, array)
     buffer = pa.BufferOutputStream()
     pq.write_table(
         pa.table(lists),

@@ -10,6 +10,7 @@ import math
 import re
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
@@ -63,6 +64,7 @@ class TiffStack:
     def __init__(self, path: Path) -> None:
         try:
             self._file = tifffile.TiffFile(path)
+            weakref.finalize(self, self._file.close)
             series = self._file.series
         except Exception as error:
             raise InputError(f"{path} is not a readable TIFF ({_reason(error)})") from error

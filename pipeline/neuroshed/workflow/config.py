@@ -187,7 +187,9 @@ def parse(values: dict[str, Any], source: str = "workflow") -> Workflow:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "workflow"
         if first["type"] == "extra_forbidden":
-            raise WorkflowError(f"{source}: unknown key {where}; known are {', '.join(_known(first['loc']))}") from error
+            raise WorkflowError(
+                f"{source}: unknown key {where}; known are {', '.join(_known(first['loc']))}"
+            ) from error
         got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
         text = first["msg"].removeprefix("Value error, ")
         raise WorkflowError(f"{source}: {where}: {text}{got}") from error

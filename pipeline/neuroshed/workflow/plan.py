@@ -64,7 +64,9 @@ class Plan:
             "voxels": fragments.region.size,
             "block_shape": list(fragments.block_shape),
             "tree_levels": len(self.segment.grids),
-            "redundant_compute": redundancy(source.lattice, source.block_shape) if isinstance(source, Predict) else None,
+            "redundant_compute": redundancy(source.lattice, source.block_shape)
+            if isinstance(source, Predict)
+            else None,
             "suggested_block_multiple": list(source.lattice.stride) if isinstance(source, Predict) else None,
             "stages": rows,
         }
@@ -73,7 +75,8 @@ class Plan:
 def make_plan(workflow: Workflow) -> Plan:
     """The stages of a workflow. Reads inputs, writes nothing.
 
-    Raises `InputError` or `WorkflowError` for what would fail later: missing or unfit inputs, boxes and shapes that do not fit.
+    Raises `InputError` or `WorkflowError` for what would fail later: missing or unfit inputs, boxes and shapes that
+    do not fit.
     """
     run_folder = workflow.output.expanduser().resolve()
     if run_folder.exists() and not run_folder.is_dir():
@@ -90,9 +93,7 @@ def make_plan(workflow: Workflow) -> Plan:
         low=math.ceil(Fraction(workflow.fragments.low) * 255),
         high=math.ceil(Fraction(workflow.fragments.high) * 255),
     )
-    stitch = Stitch(
-        run_folder=run_folder, fragments=fragments, small=workflow.stitch.small, dust=workflow.stitch.dust
-    )
+    stitch = Stitch(run_folder=run_folder, fragments=fragments, small=workflow.stitch.small, dust=workflow.stitch.dust)
     agglomerate = Agglomerate(
         run_folder=run_folder,
         graph=Graph(run_folder=run_folder, stitch=stitch),
@@ -139,7 +140,9 @@ def _source(workflow: Workflow, run_folder: Path, shard_shape: Vec) -> Affinitie
 def check_image(image: Volume) -> None:
     """Raise `InputError` unless a volume can be predicted: 8 or 16 bits, no channels, not constant."""
     if image.channels is not None:
-        raise InputError(f"image {image.path} has {image.channels} channels; needed is one: name a single-channel array")
+        raise InputError(
+            f"image {image.path} has {image.channels} channels; needed is one: name a single-channel array"
+        )
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(
             f"image {image.path} is {image.dtype}; needed is uint8 or uint16: convert it, for instance with "

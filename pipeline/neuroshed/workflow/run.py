@@ -33,7 +33,9 @@ def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
     workflow = plan.workflow.model_dump(mode="json", exclude_none=True)
     # Paths as they are meant from anywhere: `resume` may be called in another folder.
     given = plan.workflow
-    workflow |= {key: str(path.expanduser().resolve()) for key in ("image", "affinities") if (path := getattr(given, key))}
+    workflow |= {
+        key: str(path.expanduser().resolve()) for key in ("image", "affinities") if (path := getattr(given, key))
+    }
     workflow |= {"output": str(plan.run_folder)}
     replace_file(plan.run_folder / WORKFLOW_FILE, yaml.safe_dump(workflow, sort_keys=False).encode())
     path = save_stage(plan.segment)

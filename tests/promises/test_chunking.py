@@ -1,0 +1,175 @@
+"""Promise 1: the same neurons, whatever the chunking, bit for bit, and those of a plain whole-volume reference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+from distributed import LocalCluster
+from distributed.security import Security
+
+import neuroshed
+from neuroshed.geometry import Box, Vec
+from neuroshed.kernels import order, watershed
+from neuroshed.stages import fragments
+from neuroshed.storage.volumes import open_volume
+
+from .chunks import outputs, random_affinities, run_inline, segment_stage, write_affinities
+from .reference import Settings, segment_whole
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """A running multi-process cluster under TLS, and the address that a workflow names."""
+    security = Security.temporary()
+    keys = {
+        "distributed.comm.tls.ca-file": security.tls_ca_file,
+        **{
+            f"distributed.comm.tls.{role}.{part}": getattr(security, f"tls_{role}_{part}")
+            for role in ("client", "scheduler", "worker")
+            for part in ("key", "cert")
+        },
+    }
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            security=security,
+            host="127.0.0.1",
+            dashboard_address=None,
+        ) as cluster,
+        dask.config.set(keys),
+    ):
+        yield cluster.scheduler_address
+
+
+def random_case(seed: int) -> tuple[np.ndarray, Vec, Settings]:
+    """Affinities with ties, a block shape that gives at least eight blocks and two tree levels, and settings."""
+    rng = np.random.default_rng(seed)
+    z, y, x = (int(n) for n in rng.integers(7, 14, 3))
+    block = (int(rng.integers(2, z // 2 + 1)), int(rng.integers(3, y // 2 + 1)), int(rng.integers(3, x // 2 + 1)))
+    settings = Settings(
+        low=int(rng.choice([0, 1, 30, 100])),
+        high=int(rng.choice([200, 250, 255])),
+        small=int(rng.choice([0, 4, 12, 40])),
+        dust=int(rng.choice([0, 4, 6])),
+    )
+    return random_affinities(rng, (z, y, x), levels=(256, 4)[seed % 2]), block, settings
+
+
+def assert_same(found: dict[str, np.ndarray], affinities: np.ndarray, settings: Settings) -> None:
+    expected_fragments, expected = segment_whole(affinities, settings)
+    np.testing.assert_array_equal(found["fragments"], expected_fragments)
+    for threshold, labels in expected.items():
+        np.testing.assert_array_equal(found[threshold], labels)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_on_a_multi_process_cluster_equal_the_whole(seed: int, scheduler: str, tmp_path: Path) -> None:
+    affinities, block, settings = random_case(seed)
+    path = write_affinities(tmp_path / "affinities.zarr", affinities)
+    results = []
+    for name, shape, cluster in (("blocks", block, scheduler), ("whole", affinities.shape[1:], "in-process:1")):
+        summary = neuroshed.run(
+            "segment",
+            [
+                f"affinities={path}",
+                f"output={tmp_path / name}",
+                f"block_shape={list(shape)}",
+                f"cluster={cluster}",
+                f"thresholds={list(settings.thresholds)}",
+                f"fragments.low={settings.low / 255}",
+                f"fragments.high={settings.high / 255}",
+                f"stitch.small={settings.small}",
+                f"stitch.dust={settings.dust}",
+                f"agglomerate.lowest_threshold={settings.lowest}",
+            ],
+        )
+        assert summary["stages"]["fragments"]["blocks"] >= (8 if name == "blocks" else 1)
+        paths = {"fragments": summary["fragments"], **summary["segmentations"]}
+        results.append({key: open_volume(path).read(Box.of_shape(affinities.shape[1:])) for key, path in paths.items()})
+    for key, labels in results[0].items():
+        np.testing.assert_array_equal(labels, results[1][key])
+    assert_same(results[0], affinities, settings)
+
+
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_any_order_of_blocks_equals_the_reference(seed: int, tmp_path: Path) -> None:
+    affinities, block, settings = random_case(seed)
+    path = write_affinities(tmp_path / "affinities.zarr", affinities)
+    segment = segment_stage(tmp_path / "run", path, block, settings)
+    run_inline(segment, random.Random(seed))
+    assert_same(outputs(segment), affinities, settings)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 6, 7), (4, 4, 4)])
+def test_constant_affinities(value: int, shape: Vec, tmp_path: Path) -> None:
+    affinities = np.full((3, *shape), value, np.uint8)
+    path = write_affinities(tmp_path / "affinities.zarr", affinities)
+    segment = segment_stage(tmp_path / "run", path, (2, 1, 3), Settings(dust=0))
+    run_inline(segment, random.Random(0))
+    assert_same(outputs(segment), affinities, Settings(dust=0))
+
+
+def test_a_region_equals_the_whole_of_a_cropped_volume(tmp_path: Path) -> None:
+    """A box cuts all edges that leave it; only the names of labels depend on where it lies."""
+    affinities, _, settings = random_case(7)
+    region = Box((2, 1, 3), (7, 6, 7))
+    path = write_affinities(tmp_path / "affinities.zarr", affinities)
+    segment = segment_stage(tmp_path / "run", path, (2, 3, 2), settings, region)
+    run_inline(segment, random.Random(0))
+    crop = affinities[:, *region.slices()]
+    _, expected = segment_whole(crop, settings)
+    for threshold, labels in expected.items():
+        found = outputs(segment)[threshold]
+        assert not found[~_inside(region, found.shape)].any()
+        pairs = np.unique(np.stack([found[region.slices()].ravel(), labels.ravel()]), axis=1)
+        assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+def _inside(region: Box, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[region.slices()] = True
+    return mask
+
+
+def _differs(seed: int, folder: Path) -> bool:
+    affinities, block, settings = random_case(seed)
+    folder.mkdir()
+    path = write_affinities(folder / "affinities.zarr", affinities)
+    segment = segment_stage(folder / "run", path, block, settings)
+    try:
+        run_inline(segment, random.Random(seed))
+        assert_same(outputs(segment), affinities, settings)
+    except (AssertionError, KeyError):
+        return True
+    return False
+
+
+class TestOfTheTest:
+    """The tests above notice when what makes them pass is taken away."""
+
+    def test_without_halo(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fragments.watershed, "read_box", lambda box, region: box)
+        assert any(_differs(seed, tmp_path / str(seed)) for seed in range(101, 104))
+
+    def test_without_tie_break(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def by_affinity_alone(affinity: np.uint8, upper_voxel: np.uint64, channel: np.uint64) -> np.uint64:
+            return np.uint64(affinity) << np.uint64(56)
+
+        # The kernels as plain Python, in which the tie-break can be replaced.
+        monkeypatch.setattr(watershed, "pick_edges", watershed.pick_edges.py_func)
+        monkeypatch.setattr(watershed, "edge_key", by_affinity_alone)
+        assert any(_differs(seed, tmp_path / str(seed)) for seed in range(101, 107, 2))
+
+    def test_plain_kernels_still_pass(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(watershed, "pick_edges", watershed.pick_edges.py_func)
+        monkeypatch.setattr(watershed, "edge_key", order.edge_key.py_func)
+        monkeypatch.setattr(order, "hash56", order.hash56.py_func)
+        assert not _differs(101, tmp_path / "case")
