@@ -41,7 +41,7 @@ def scheduler() -> Iterator[str]:
             processes=True,
             security=security,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
         ) as cluster,
         dask.config.set(keys),
     ):
@@ -52,7 +52,8 @@ def random_case(seed: int) -> tuple[np.ndarray, Vec, Settings]:
     """Affinities with ties, a block shape that gives at least eight blocks and two tree levels, and settings."""
     rng = np.random.default_rng(seed)
     z, y, x = (int(n) for n in rng.integers(7, 14, 3))
-    block = (int(rng.integers(2, z // 2 + 1)), int(rng.integers(3, y // 2 + 1)), int(rng.integers(3, x // 2 + 1)))
+    sides = [int(rng.integers(-(-n // 3), n // 2 + 1)) for n in (z, y, x)]
+    block = (sides[0], sides[1], sides[2])
     settings = Settings(
         low=int(rng.choice([0, 1, 30, 100])),
         high=int(rng.choice([200, 250, 255])),
@@ -98,7 +99,7 @@ def test_blocks_on_a_multi_process_cluster_equal_the_whole(seed: int, scheduler:
     assert_same(results[0], affinities, settings)
 
 
-@pytest.mark.parametrize("seed", range(100, 120))
+@pytest.mark.parametrize("seed", range(100, 116))
 def test_any_order_of_blocks_equals_the_reference(seed: int, tmp_path: Path) -> None:
     affinities, block, settings = random_case(seed)
     path = write_affinities(tmp_path / "affinities.zarr", affinities)
@@ -117,26 +118,21 @@ def test_constant_affinities(value: int, shape: Vec, tmp_path: Path) -> None:
     assert_same(outputs(segment), affinities, Settings(dust=0))
 
 
-def test_a_region_equals_the_whole_of_a_cropped_volume(tmp_path: Path) -> None:
-    """A box cuts all edges that leave it; only the names of labels depend on where it lies."""
+def test_blocks_of_a_region_equal_the_region_in_one_block(tmp_path: Path) -> None:
     affinities, _, settings = random_case(7)
     region = Box((2, 1, 3), (7, 6, 7))
     path = write_affinities(tmp_path / "affinities.zarr", affinities)
-    segment = segment_stage(tmp_path / "run", path, (2, 3, 2), settings, region)
-    run_inline(segment, random.Random(0))
-    crop = affinities[:, *region.slices()]
-    _, expected = segment_whole(crop, settings)
-    for threshold, labels in expected.items():
-        found = outputs(segment)[threshold]
-        assert not found[~_inside(region, found.shape)].any()
-        pairs = np.unique(np.stack([found[region.slices()].ravel(), labels.ravel()]), axis=1)
-        assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
-
-
-def _inside(region: Box, shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.zeros(shape, bool)
-    mask[region.slices()] = True
-    return mask
+    results = []
+    for name, block in (("blocks", (2, 3, 2)), ("whole", (16, 16, 16))):
+        segment = segment_stage(tmp_path / name, path, block, settings, region)
+        run_inline(segment, random.Random(0))
+        results.append(outputs(segment))
+    for key, labels in results[0].items():
+        np.testing.assert_array_equal(labels, results[1][key])
+        outside = labels.copy()
+        outside[region.slices()] = 0
+        assert labels.any()
+        assert not outside.any()
 
 
 def _differs(seed: int, folder: Path) -> bool:
@@ -168,6 +164,7 @@ class TestOfTheTest:
         monkeypatch.setattr(watershed, "edge_key", by_affinity_alone)
         assert any(_differs(seed, tmp_path / str(seed)) for seed in range(101, 107, 2))
 
+    @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # hashes wrap round, which numba does silently
     def test_plain_kernels_still_pass(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(watershed, "pick_edges", watershed.pick_edges.py_func)
         monkeypatch.setattr(watershed, "edge_key", order.edge_key.py_func)

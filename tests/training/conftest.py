@@ -15,12 +15,6 @@ from neuroshed.training.config import TrainingConfig, parse_config
 SHAPE = (24, 32, 32)
 
 
-def write(path: Path, array: npt.NDArray[Any], voxel_size: tuple[float, float, float] = (40.0, 4.0, 4.0)) -> Path:
-    volume = create_volume(path, shape=array.shape, dtype=array.dtype, shard_shape=(16, 16, 16), voxel_size=voxel_size)
-    volume.write(volume.box, array)
-    return path
-
-
 def cells(shape: tuple[int, int, int], seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
     """Image and labels of the cells nearest to random points."""
     rng = np.random.default_rng(seed)
@@ -35,9 +29,25 @@ def cells(shape: tuple[int, int, int], seed: int) -> tuple[npt.NDArray[np.uint8]
 
 
 @pytest.fixture
-def volumes(tmp_path: Path) -> tuple[Path, Path]:
+def write_volume(tmp_path: Path) -> Callable[[str, npt.NDArray[Any]], Path]:
+    """Writes an array as a volume of 40 x 4 x 4 nm voxels under a name."""
+
+    def write(name: str, array: npt.NDArray[Any]) -> Path:
+        z, y, x = array.shape
+        volume = create_volume(
+            tmp_path / name, shape=(z, y, x), dtype=array.dtype, shard_shape=(16, 16, 16), voxel_size=(40, 4, 4)
+        )
+        volume.write(volume.box, array)
+        return volume.path
+
+    return write
+
+
+@pytest.fixture
+def volumes(write_volume: Callable[[str, npt.NDArray[Any]], Path]) -> tuple[Path, Path]:
+    """Image and labels of cells."""
     image, labels = cells(SHAPE, 0)
-    return write(tmp_path / "image.zarr", image), write(tmp_path / "labels.zarr", labels)
+    return write_volume("image.zarr", image), write_volume("labels.zarr", labels)
 
 
 @pytest.fixture

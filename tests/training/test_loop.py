@@ -133,7 +133,7 @@ def test_it_runs_outside_the_main_thread(make_config: MakeConfig) -> None:
 
 def test_another_configuration_is_refused_by_its_key(make_config: MakeConfig) -> None:
     with pytest.raises(Stop):
-        train(make_config(), progress=at_step(1, crash))
+        train(make_config(), progress=at_step(5, crash))
     with pytest.raises(WorkflowError, match=r"another learning_rate \(was 0.001, is 0.002\)"):
         train(make_config(learning_rate=0.002))
     train(make_config(log_every=3, checkpoint_every=5, keep_checkpoints=1))
@@ -141,9 +141,15 @@ def test_another_configuration_is_refused_by_its_key(make_config: MakeConfig) ->
 
 def test_starting_afresh_in_a_used_folder_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(Stop):
-        train(make_config(), progress=at_step(1, crash))
+        train(make_config(), progress=at_step(5, crash))
     with pytest.raises(WorkflowError, match="holds a training already"):
         train(make_config(), resume=False)
+
+
+def test_a_training_that_left_no_checkpoint_may_be_changed(make_config: MakeConfig) -> None:
+    with pytest.raises(Stop):
+        train(make_config(), progress=at_step(1, crash))
+    train(make_config(learning_rate=0.002, steps=6), resume=False)
 
 
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])

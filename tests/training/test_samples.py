@@ -15,23 +15,17 @@ from neuroshed.training.config import Augment, Source, TrainingConfig
 from neuroshed.training.samples import Sampler, grow_labels, open_region, open_regions
 
 MakeConfig = Callable[..., TrainingConfig]
+WriteVolume = Callable[[str, np.ndarray[Any, Any]], Path]
 PLAIN = Augment(flip=(), swap=(), contrast=0, brightness=0, gamma=0, noise=0)
 
 
-def write(path: Path, array: np.ndarray[Any, Any]) -> Path:
-    shape = array.shape
-    volume = create_volume(path, shape=shape, dtype=array.dtype, shard_shape=(16, 16, 16), voxel_size=(1, 1, 1))
-    volume.write(volume.box, array)
-    return path
-
-
-def test_nothing_outside_the_box_is_ever_seen(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_nothing_outside_the_box_is_ever_seen(make_config: MakeConfig, write_volume: WriteVolume) -> None:
     image = np.full((24, 24, 24), 255, np.uint8)
     labels = np.full(image.shape, 9, np.uint16)
     box = Box((4, 5, 6), (20, 13, 22))
     image[box.slices()], labels[box.slices()] = 0, 1
     source = Source(
-        image=write(tmp_path / "i.zarr", image), labels=write(tmp_path / "l.zarr", labels), box=(box.start, box.stop)
+        image=write_volume("i.zarr", image), labels=write_volume("l.zarr", labels), box=(box.start, box.stop)
     )
     # The patch is larger than the box along y, and misalignments ask for still more.
     config = make_config(augment=PLAIN.model_copy(update={"misaligned": 1.0, "swap": ("z", "y", "x")}).model_dump())
@@ -74,24 +68,26 @@ def test_an_error_in_a_loader_reaches_the_loop(make_config: MakeConfig) -> None:
 
 @pytest.mark.parametrize(("weights", "share"), [((None, None), 0.2), ((1.0, 1.0), 0.5)])
 def test_sources_are_drawn_by_voxels_or_by_weight(
-    make_config: MakeConfig, tmp_path: Path, weights: tuple[float | None, ...], share: float
+    make_config: MakeConfig, write_volume: WriteVolume, weights: tuple[float | None, ...], share: float
 ) -> None:
     sources = []
     for value, (side, weight) in enumerate(zip((8, 32), weights, strict=True)):
-        image = write(tmp_path / f"i{value}.zarr", np.full((8, 16, side), 255 * value, np.uint8))
-        labels = write(tmp_path / f"l{value}.zarr", np.ones((8, 16, side), np.uint8))
+        image = write_volume(f"i{value}.zarr", np.full((8, 16, side), 255 * value, np.uint8))
+        labels = write_volume(f"l{value}.zarr", np.ones((8, 16, side), np.uint8))
         sources.append(Source(image=image, labels=labels, weight=weight))
     sampler = Sampler(open_regions(sources, 1), make_config(augment=PLAIN.model_dump(), patch_shape=[2, 2, 2]))
     dark = np.mean([sampler.sample(number).image[0, 0, 0, 0] == -1 for number in range(200)])
     assert abs(dark - share) < 0.1
 
 
-def test_masked_voxels_do_not_count_and_empty_patches_are_drawn_again(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_masked_voxels_do_not_count_and_empty_patches_are_drawn_again(
+    make_config: MakeConfig, write_volume: WriteVolume
+) -> None:
     shape = (16, 16, 64)
     mask = np.zeros(shape, np.uint8)
     mask[..., 40:] = 1
     paths = [
-        write(tmp_path / f"{name}.zarr", array)
+        write_volume(f"{name}.zarr", array)
         for name, array in (("i", np.zeros(shape, np.uint8)), ("l", np.ones(shape, np.int32)), ("m", mask))
     ]
     region = open_region(Source(image=paths[0], labels=paths[1], mask=paths[2]))
@@ -123,9 +119,9 @@ def test_labels_grow_into_boundary_voxels_only_so_far() -> None:
     ],
 )
 def test_volumes_that_do_not_fit_are_refused(
-    tmp_path: Path, image: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], box: Any, message: str
+    write_volume: WriteVolume, image: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], box: Any, message: str
 ) -> None:
-    source = Source(image=write(tmp_path / "i.zarr", image), labels=write(tmp_path / "l.zarr", labels), box=box)
+    source = Source(image=write_volume("i.zarr", image), labels=write_volume("l.zarr", labels), box=box)
     with pytest.raises(InputError, match=message) as caught:
         open_region(source)
     assert "\n" not in str(caught.value)

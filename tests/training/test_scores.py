@@ -1,16 +1,22 @@
 """Average precision equals its definition point by point; validation sees what a run would see."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuroshed.errors import InputError
 from neuroshed.model.unet import new_network
 from neuroshed.training.config import TrainingConfig
 from neuroshed.training.samples import open_regions
-from neuroshed.training.scores import average_precision, predict_region, validate
+from neuroshed.training.scores import average_precision, check_held_out, predict_region, validate
+
+MakeConfig = Callable[..., TrainingConfig]
+WriteVolume = Callable[[str, np.ndarray[Any, Any]], Path]
 
 
 def plain_average_precision(scores: list[int], wanted: list[bool]) -> float:
@@ -33,7 +39,25 @@ def test_average_precision_equals_its_definition(edges: list[tuple[int, bool]]) 
         assert np.isnan(average_precision(*by_score))
 
 
-def test_validation_predicts_the_box_as_part_of_the_whole_volume(make_config: Callable[..., TrainingConfig]) -> None:
+def test_a_box_without_boundaries_is_refused(make_config: MakeConfig, write_volume: WriteVolume) -> None:
+    gap = np.ones((24, 32, 32), np.uint8)
+    gap[:, :, 16], gap[:, :, 17:] = 0, 2
+    path = write_volume("gap.zarr", gap)
+    source = make_config().validation[0].model_copy(update={"labels": path, "box": None})
+    with pytest.raises(InputError, match="no two labels that touch"):
+        check_held_out(open_regions([source], 0))
+    check_held_out(open_regions([source.model_copy(update={"grow": 1})], 0))
+    check_held_out([])
+
+
+def test_a_mask_leaves_voxels_out_of_the_score(make_config: MakeConfig, write_volume: WriteVolume) -> None:
+    source = make_config().validation[0]
+    left_out = source.model_copy(update={"mask": write_volume("m.zarr", np.zeros((24, 32, 32), np.uint8))})
+    with pytest.raises(InputError, match="no two labels that touch"):
+        check_held_out(open_regions([left_out], 0))
+
+
+def test_validation_predicts_the_box_as_part_of_the_whole_volume(make_config: MakeConfig) -> None:
     config = make_config()
     net = new_network(config.network, 0)
     part, whole = open_regions([*config.validation, config.validation[0].model_copy(update={"box": None})], 0)

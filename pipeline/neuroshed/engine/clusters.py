@@ -58,8 +58,13 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
     from distributed.security import Security
 
     workers = config.workers or os.cpu_count() or 1
-    quiet = {"distributed.comm.timeouts.connect": "30s", "distributed.admin.system-monitor.gil.enabled": False}
-    with dask.config.set(quiet):
+    settings = {
+        "distributed.comm.timeouts.connect": "30s",
+        # Pages about the cluster would be open to every user of this machine.
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
+    }
+    with dask.config.set(settings):
         if config.kind == "address":
             try:
                 client = Client(config.address, timeout="30s", set_as_default=False)
@@ -81,7 +86,8 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
                 processes=processes,
                 security=Security.temporary() if processes else None,
                 host="127.0.0.1" if processes else None,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
                 silence_logs=50,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,

@@ -17,12 +17,31 @@ def sync_path(path: Path) -> None:
         os.close(handle)
 
 
+# Folders whose entry in the folder above is on disk, as far as this process has seen to it.
+_durable: set[Path] = set()
+
+
+def sync_entry(path: Path, root: Path) -> None:
+    """Flush a new file (or folder) and the entries of all folders that lead to it from `root`, which is on disk already.
+
+    Folders that another process made a moment ago are seen to as well; each only once by this process.
+    """
+    sync_path(path)
+    sync_path(path.parent)
+    for folder in path.parents:
+        if folder == root or folder in _durable:
+            break
+        sync_path(folder.parent)
+        _durable.add(folder)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, synced to disk."""
     fresh = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in fresh:
         sync_path(folder.parent)
+        _durable.add(folder)
 
 
 def replace_file(path: Path, data: bytes | memoryview[int] | Any) -> Path:

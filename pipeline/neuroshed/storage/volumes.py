@@ -23,7 +23,7 @@ from zarr.storage import LocalStore
 
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.storage.files import sync_path
+from neuroshed.storage.files import sync_entry, sync_path
 
 # Chunks are the unit of reading: about this many voxels along each side.
 CHUNK_SIDE = 64
@@ -103,15 +103,11 @@ class Volume:
 
     def _sync(self, box: Box) -> None:
         root = self.path / self.array.basename if self.array.basename else self.path
-        folders: set[Path] = set()
         for index in Grid(self.box, self.shard_shape).touching(box):
             lead = (0,) * (self.array.ndim - 3)
             file = root / self.array.metadata.encode_chunk_key((*lead, *index))
             if file.exists():
-                sync_path(file)
-                folders.update(parent for parent in file.parents if parent.is_relative_to(root))
-        for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-            sync_path(folder)
+                sync_entry(file, root)
 
 
 def open_volume(path: str | os.PathLike[str]) -> Volume:

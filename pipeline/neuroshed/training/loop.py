@@ -28,7 +28,7 @@ from neuroshed.training.checkpoints import load_checkpoint, newest_checkpoint, s
 from neuroshed.training.config import TrainingConfig, difference
 from neuroshed.training.logs import TrainingLog
 from neuroshed.training.samples import Region, Sampler, open_regions
-from neuroshed.training.scores import validate
+from neuroshed.training.scores import check_held_out, validate
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -51,6 +51,7 @@ def train(
     """
     newest = _claim(config, resume)
     regions, held_out = open_regions(config.samples, config.preload_gib), open_regions(config.validation, 0)
+    check_held_out(held_out)
     torch.set_num_threads(config.threads)
     net = new_network(config.network, config.seed)
     if start_from and not newest:
@@ -117,8 +118,8 @@ def _checkpoints(config: TrainingConfig) -> Path:
 
 def _claim(config: TrainingConfig, resume: bool) -> Path | None:
     """Write the configuration to the output folder, if it agrees with one there; the newest checkpoint, if any."""
-    file = config.output / "config.json"
-    if file.exists():
+    file, newest = config.output / "config.json", newest_checkpoint(_checkpoints(config))
+    if newest and file.exists():
         if not resume:
             raise WorkflowError(f"{config.output} holds a training already; resume it or choose another output folder")
         changed = difference(TrainingConfig.model_validate_json(file.read_bytes()), config)
@@ -129,7 +130,7 @@ def _claim(config: TrainingConfig, resume: bool) -> Path | None:
             )
     make_folder(config.output)
     replace_file(file, config.model_dump_json(indent=2).encode())
-    return newest_checkpoint(_checkpoints(config))
+    return newest
 
 
 def _fill_from(net: UNet, source: Path) -> None:

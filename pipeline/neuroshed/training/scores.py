@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from neuroshed.errors import InputError
 from neuroshed.geometry import Box
 from neuroshed.model.inference import predict_box, read_box
 from neuroshed.model.losses import balanced_loss
@@ -30,9 +31,7 @@ def validate(net: nn.Module, regions: Sequence[Region], config: TrainingConfig) 
     histograms = np.zeros((2, 256), np.int64)
     for region in regions:
         affinities = predict_region(net, region, config)
-        labels = grow_labels(region.volumes[1].read(region.box), region.grow)
-        mask = region.volumes[2].read(region.box) != 0 if len(region.volumes) > 2 else None
-        targets, counts = affinity_targets(labels, NEAREST, mask)
+        targets, counts = _truth(region)
         losses.append(_loss(affinities, targets, counts))
         sizes.append(int(counts.sum()))
         histograms += [np.bincount(affinities[counts & (targets == joined)], minlength=256) for joined in (False, True)]
@@ -40,6 +39,23 @@ def validate(net: nn.Module, regions: Sequence[Region], config: TrainingConfig) 
         "loss": float(np.average(losses, weights=sizes)),
         "boundary_precision": average_precision(histograms[0], histograms[1]),
     }
+
+
+def check_held_out(regions: Sequence[Region]) -> None:
+    """Raise `InputError` if a region has no contact between two neurons, and so no boundary to find."""
+    for region in regions:
+        targets, counts = _truth(region)
+        if not (counts & ~targets).any():
+            raise InputError(
+                f"validation box {region.box} of {region.volumes[1].path} has no two labels that touch, so it cannot "
+                "be scored; choose another box, or `grow` labels that were drawn with gaps"
+            )
+
+
+def _truth(region: Region) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    labels = grow_labels(region.volumes[1].read(region.box), region.grow)
+    mask = region.volumes[2].read(region.box) != 0 if len(region.volumes) > 2 else None
+    return affinity_targets(labels, NEAREST, mask)
 
 
 def predict_region(net: nn.Module, region: Region, config: TrainingConfig) -> npt.NDArray[np.uint8]:
