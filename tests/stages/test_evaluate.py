@@ -127,6 +127,7 @@ def test_negative_labels_fail_their_block(tmp_path, pair):
     labels = np.ones(SHAPE, np.int32)
     labels[9, 9, 9] = -1
     stage = Contingency.of(tmp_path / "run", store(tmp_path / "a.zarr", labels), pair[1], (8, 32, 32))
+    stage.prepare()
     stage.run("", (0, 0, 0))
     with pytest.raises(BlockError, match="has the label -1 in box"):
         stage.run("", (1, 0, 0))
@@ -162,7 +163,7 @@ def test_a_truth_without_labels_is_refused(tmp_path, pair):
 def test_a_missing_table_is_named(tmp_path, pair):
     stage = Contingency.of(tmp_path, pair[0], pair[1], (8, 8, 8))
     run_all(stage)
-    stage.table((1, 0, 2)).unlink()
+    stage.node_path("", (1, 0, 2)).unlink()
     with pytest.raises(BlockError, match=r"1_0_2\.parquet is missing"):
         evaluate_tables(stage)
 
@@ -198,6 +199,7 @@ def test_memory_stays_within_the_prediction(tmp_path, kind):
         seg, truth = (np.arange(np.prod(shape), dtype=np.uint64).reshape(shape) // np.uint64(k) for k in (10, 100))
     paths = [store(tmp_path / f"{k}.zarr", a, (32, 64, 128)) for k, a in enumerate((seg, truth))]
     stage = Contingency.of(tmp_path / "run", *paths, shape)
+    stage.prepare()
     del seg, truth
     stage.run("", (0, 0, 0))
     tracemalloc.start()

@@ -26,9 +26,8 @@ from neuroshed.kernels.metrics import (
     variation_of_information,
 )
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.files import make_folder
 from neuroshed.storage.identity import volume_identity
-from neuroshed.storage.tables import read_table, write_table
+from neuroshed.storage.nodes import read_node, write_node
 from neuroshed.storage.volumes import Volume, open_volume
 
 PAIR_BYTES = 120
@@ -102,14 +101,6 @@ class Contingency(Stage):
         """Segmentation and truth."""
         return open_volume(self.segmentation), open_volume(self.truth)
 
-    def table(self, index: Vec) -> Path:
-        """Where a block's table lies: columns seg, truth (uint64) and count (int64)."""
-        return self.node_path("", index)
-
-    def prepare(self) -> None:
-        """Make the folder of tables."""
-        make_folder(self.table((0, 0, 0)).parent)
-
     def run(self, step: str, index: Vec) -> Done:
         """Count the label pairs of one block; all voxels without a truth go to the pair (0, 0)."""
         box = self.grid.block_box(index)
@@ -117,7 +108,8 @@ class Contingency(Stage):
         table = contingency(seg, truth)
         known = ContingencyTable(table.seg, np.where(table.truth == UNLABELLED, 0, table.truth), table.counts)
         counted = collapse_unlabelled(known)
-        write_table(self.table(index), {"seg": counted.seg, "truth": counted.truth, "count": counted.counts})
+        columns = {"seg": counted.seg, "truth": counted.truth, "count": counted.counts}
+        write_node(self.node_path(step, index), {"contingency": columns})
         return Done(box.size, {"labelled": float(counted.counts[counted.truth != 0].sum())})
 
     def memory_bytes(self, step: str) -> int:
@@ -188,7 +180,7 @@ def evaluate_tables(stage: Contingency) -> Scores:
 
 def _tables(stage: Contingency) -> Iterator[ContingencyTable]:
     for index in stage.grid:
-        columns = read_table(stage.table(index), ["seg", "truth", "count"])
+        (columns,) = read_node(stage.node_path("", index), "contingency")
         yield ContingencyTable(columns["seg"], columns["truth"], columns["count"])
 
 

@@ -22,7 +22,7 @@ _durable: set[Path] = set()
 
 
 def sync_entry(path: Path, root: Path) -> None:
-    """Flush a new file (or folder) and the entries of all folders that lead to it from `root`, which is on disk already.
+    """Flush a new file (or folder) and the entries of the folders between it and `root`, which is on disk already.
 
     Folders that another process made a moment ago are seen to as well; each only once by this process.
     """
