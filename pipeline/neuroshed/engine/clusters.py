@@ -60,6 +60,8 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
     workers = config.workers or os.cpu_count() or 1
     settings = {
         "distributed.comm.timeouts.connect": "30s",
+        # The coordinator counts attempts itself.
+        "distributed.scheduler.allowed-failures": 0,
         # Pages about the cluster would be open to every user of this machine.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
@@ -68,10 +70,12 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
         if config.kind == "address":
             try:
                 client = Client(config.address, timeout="30s", set_as_default=False)
-            except (OSError, TimeoutError) as error:
+            except (OSError, ValueError, TypeError, AssertionError) as error:
+                # The last three: addresses that make no sense and TLS without certificates.
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise WorkflowError(
-                    f"no Dask scheduler answers at {config.address} within 30 s ({type(error).__name__}); "
-                    "check the address and the TLS settings"
+                    f"no Dask scheduler can be reached at {config.address} ({reason}); "
+                    "check the address and the TLS settings of Dask's configuration"
                 ) from error
             with client:
                 if not slots(client):

@@ -7,6 +7,7 @@ outputs stand on disk and the journal says so.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ class Progress:
     kinds: dict[str, str]
     failures: list[Failure] = field(default_factory=list)
     restored: int = 0
+    lost: list[str] = field(default_factory=list)
+    """Stages of which blocks were done, but whose outputs somebody removed."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -69,20 +72,29 @@ def ordered(last: Sequence[Stage]) -> list[Stage]:
 
 
 def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progress]:
-    """What the journal says of these stages."""
+    """What the journal says of these stages. Blocks of a stage whose outputs were removed do not count as done."""
     readiness = Readiness([(stage.fingerprint, step) for stage in stages for step in stage.steps])
     kinds = {stage.fingerprint: stage.kind for stage in stages}
     progress = Progress({}, kinds)
     failures: dict[Task, Failure] = {}
     for event in read_journal(run_folder):
+        if event["state"] == "lost":
+            readiness.forget(event["stage"])
+            progress.seconds.pop(event["stage"], None)
+            continue
         z, y, x = event["block"]
         task = Task(event["stage"], event["step"], (z, y, x))
         if event["state"] == "done":
             readiness.restore(task)
             failures.pop(task, None)
             progress.seconds[task.fingerprint] = progress.seconds.get(task.fingerprint, 0.0) + event["seconds"]
-        elif task.fingerprint in kinds:
+        elif readiness.knows(task):
             failures[task] = Failure(kinds[task.fingerprint], task.step, task.index, event["error"], event["trace"])
+    done = readiness.counts()
+    for stage in stages:
+        if stage.steps and done[stage.fingerprint].done and not all(path.exists() for path in stage.marks):
+            readiness.forget(stage.fingerprint)
+            progress.lost.append(stage.fingerprint)
     progress.stages = readiness.counts()
     progress.restored = sum(count.done for count in progress.stages.values())
     progress.failures = list(failures.values())
@@ -90,28 +102,29 @@ def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progr
 
 
 def execute(
-    run_folder: Path, stages: Sequence[Stage], cluster: ClusterConfig, watch: Watcher = lambda progress: None
+    journal: Journal, stages: Sequence[Stage], cluster: ClusterConfig, watch: Watcher = lambda progress: None
 ) -> Progress:
-    """Run every block of `stages` (upstream first) that the journal does not hold as done.
+    """Run every block of `stages` (upstream first) that the journal, opened for writing, does not hold as done.
 
-    Returns the final state, failures included. Raises `StorageFullError` if a disk fills up, `WorkflowError` if
-    another coordinator works on the run; in both cases, and on any crash, calling again goes on where it stopped.
+    Returns the final state, failures included. Raises `StorageFullError` if a disk fills up, `RunFailedError` if the
+    scheduler is lost; in both cases, and on any crash, calling again goes on where it stopped.
     """
-    with Journal(run_folder) as journal:
-        readiness, progress = restore(run_folder, stages)
-        progress.failures = []
-        watch(progress)
-        if all(count.done == count.total for count in progress.stages.values()):
-            return progress
-        files = {}
-        for stage in stages:
-            path = save_stage(stage)
-            files[stage.fingerprint] = path, stage_digest(path)
-        for stage in stages:
-            stage.prepare()
-        readiness.start()
-        with connect(cluster) as client:
-            _Session(client, journal, readiness, progress, files, watch).run()
+    readiness, progress = restore(journal.run_folder, stages)
+    progress.failures = []
+    watch(progress)
+    if all(count.done == count.total for count in progress.stages.values()):
+        return progress
+    # Before the stages' files are there again, without which the blocks would not be missed.
+    journal.append({"stage": fingerprint, "state": "lost", "time": time.time()} for fingerprint in progress.lost)
+    files = {}
+    for stage in stages:
+        path = save_stage(stage)
+        files[stage.fingerprint] = path, stage_digest(path)
+    for stage in stages:
+        stage.prepare()
+    readiness.start()
+    with connect(cluster) as client:
+        _Session(client, journal, readiness, progress, files, watch).run()
     return progress
 
 
@@ -131,7 +144,12 @@ class _Session:
         self.progress, self.files, self.watch = progress, files, watch
         self.attempts: dict[Task, int] = {}
         self.mean_seconds: dict[tuple[str, str], float] = {}
-        self.in_flight: dict[str, list[Task]] = {}
+        self.in_flight: dict[Any, list[Task]] = {}
+        # Blocks that were at a worker that died. One of them may have killed it, so they go alone, one at a time.
+        self.suspects: list[Task] = []
+        self.suspect_key: Any = None
+        # Another session's task of the same name would answer for ours.
+        self.name = uuid.uuid4().hex[:12]
         self.sent = 0
 
     def run(self) -> None:
@@ -146,29 +164,29 @@ class _Session:
 
     def _submit(self) -> list[Any]:
         futures = []
-        window = WINDOW_PER_SLOT * max(slots(self.client), 1)
-        while len(self.in_flight) < window and self.readiness.waiting_queue:
-            tasks = self._next_tasks()
-            first = tasks[0]
-            # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
-            key = ("neuroshed", self.sent, first.fingerprint[:12], first.step)
-            future = self.client.submit(
-                run_blocks,
-                *self.files[first.fingerprint],
-                first.step,
-                [task.index for task in tasks],
-                key=key,
-                pure=False,
-            )
-            self.sent += 1
-            self.in_flight[future.key] = tasks
-            futures.append(future)
+        if self.suspects and self.suspect_key is None:
+            futures.append(self._send([self.suspects.pop(0)]))
+            self.suspect_key = futures[0].key
+        number = slots(self.client)
+        while len(self.in_flight) < WINDOW_PER_SLOT * max(number, 1) and self.readiness.waiting_queue:
+            futures.append(self._send(self._next_tasks(number)))
         return futures
 
-    def _next_tasks(self) -> list[Task]:
+    def _send(self, tasks: list[Task]) -> Any:
+        first = tasks[0]
+        # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
+        key = ("neuroshed", self.name, self.sent, first.fingerprint[:12], first.step)
+        self.sent += 1
+        future = self.client.submit(
+            run_blocks, *self.files[first.fingerprint], first.step, [task.index for task in tasks], key=key, pure=False
+        )
+        self.in_flight[future.key] = tasks
+        return future
+
+    def _next_tasks(self, slots_now: int) -> list[Task]:
         first = next(self.readiness.take(1))
         mean = self.mean_seconds.get((first.fingerprint, first.step), TASK_SECONDS)
-        share = -(-self.readiness.waiting_queue // max(slots(self.client), 1))
+        share = -(-self.readiness.waiting_queue // max(slots_now, 1))
         number = min(int(TASK_SECONDS / max(mean, 1e-3)), MAX_BLOCKS_PER_TASK, share)
         more = []
         for task in self.readiness.take(number - 1):
@@ -179,12 +197,19 @@ class _Session:
         return [first, *more]
 
     def _outcomes(self, future: Any, result: Any) -> list[tuple[Task, Outcome]]:
+        from distributed import KilledWorker
+
         tasks = self.in_flight.pop(future.key)
+        if future.key == self.suspect_key:
+            self.suspect_key = None
         if future.status == "finished":
             return list(zip(tasks, result, strict=True))
-        # The workers that ran it died, or the result was lost with the scheduler.
-        error = f"task {future.status}: {result[1] if isinstance(result, tuple) else result!r}"
-        return [(task, Outcome(task.index, 0.0, error=error.splitlines()[0])) for task in tasks]
+        reason = result[1] if isinstance(result, tuple) else result
+        died = isinstance(reason, KilledWorker)
+        error = f"task {future.status}: {type(reason).__name__}: {reason}".splitlines()[0]
+        if died:
+            error = "the worker process died; the usual cause is too little memory: take smaller blocks or fewer workers"
+        return [(task, Outcome(task.index, 0.0, error=error, worker_died=died)) for task in tasks]
 
     def _record(self, outcomes: list[tuple[Task, Outcome]]) -> None:
         events, full = [], None
@@ -194,10 +219,15 @@ class _Session:
                 continue
             full = outcome.error if outcome.disk_full else full
             self.attempts[task] = self.attempts.get(task, 0) + 1
-            if self.attempts[task] < MAX_ATTEMPTS and not outcome.disk_full:
-                self.readiness.retry(task)
-            else:
+            if outcome.disk_full:
+                # Not the block's fault, and the run stops: it stays undone.
+                continue
+            if self.attempts[task] >= MAX_ATTEMPTS:
                 events.append(self._failed(task, outcome))
+            elif outcome.worker_died:
+                self.suspects.append(task)
+            else:
+                self.readiness.retry(task)
         self.journal.append(events)
         for task, outcome in outcomes:
             if outcome.error is None:
@@ -205,7 +235,7 @@ class _Session:
         self.progress.stages = self.readiness.counts()
         self.watch(self.progress)
         if full:
-            raise StorageFullError(f"no space left for the run ({full}); free some, then `neuroshed resume` goes on")
+            raise StorageFullError(f"no space left for the run ({full}); free some, then the same command goes on")
 
     def _done(self, task: Task, outcome: Outcome) -> dict[str, Any]:
         key = (task.fingerprint, task.step)

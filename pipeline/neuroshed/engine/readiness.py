@@ -52,12 +52,24 @@ class Readiness:
         self._queue: list[tuple[int, int, Task]] = []
 
     def restore(self, task: Task) -> None:
-        """Note a block that was done before; blocks of unknown steps are none of this run's business."""
-        key = (task.fingerprint, task.step)
-        step = self._steps.get(key)
-        # A journal may hold blocks of a trial region's grid, which reaches elsewhere.
-        if step is not None and task.index in set(step.grid.touching(step.grid.block_box(task.index))):
-            self._states[key][step.grid.position(task.index)] = DONE
+        """Note a block that was done before; blocks that are not of this run are none of its business."""
+        if self.knows(task):
+            self._set(task, DONE)
+
+    def forget(self, fingerprint: str) -> None:
+        """None of a stage's blocks counts as done."""
+        for (stage, _), states in self._states.items():
+            if stage == fingerprint:
+                states[:] = WAITING
+
+    def knows(self, task: Task) -> bool:
+        """Whether the block belongs to this run; a journal may hold blocks of a trial region, which reaches
+        elsewhere.
+        """
+        step = self._steps.get((task.fingerprint, task.step))
+        return step is not None and all(
+            0 <= i - first < count for i, first, count in zip(task.index, step.grid.first, step.grid.counts, strict=True)
+        )
 
     def start(self) -> None:
         """Find all blocks that may run now."""

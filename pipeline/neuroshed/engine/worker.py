@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from neuroshed.geometry import Vec
 from neuroshed.stages.registry import load_stage
+from neuroshed.storage.files import is_disk_full
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Outcome:
     error: str | None = None
     trace: str = ""
     disk_full: bool = False
+    worker_died: bool = False
+    """Its process ended while the block was there, perhaps through another block."""
 
 
 def run_blocks(stage_file: Path, digest: str, step: str, indices: list[Vec]) -> list[Outcome]:
@@ -39,6 +41,6 @@ def _run_block(stage_file: Path, digest: str, step: str, index: Vec) -> Outcome:
         done = load_stage(stage_file, digest).run(step, index)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return Outcome(index, time.perf_counter() - start, error=text, trace=traceback.format_exc(), disk_full=full)
+        trace, full = traceback.format_exc(), is_disk_full(error)
+        return Outcome(index, time.perf_counter() - start, error=text, trace=trace, disk_full=full)
     return Outcome(index, time.perf_counter() - start, done.voxels, done.figures)

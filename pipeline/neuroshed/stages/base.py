@@ -111,6 +111,11 @@ class Stage(BaseModel):
         """Where a block or tree node keeps its tables."""
         return self.folder / (step or "blocks") / ("_".join(map(str, index)) + ".parquet")
 
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """What stands as long as the outputs do: if one of these is gone, no block counts as done any more."""
+        return (self.folder / "stage.json",)
+
     def report(self) -> dict[str, Any]:
-        """Paths of the outputs, for the summary."""
+        """Paths of the outputs, for the summary. Opens and creates nothing."""
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -48,11 +49,21 @@ class Fragments(Stage):
         """Where a block or tree node lies."""
         return Place(box, self.region, self.source.volume_shape)
 
+    @property
+    def path(self) -> Path:
+        """Where the pieces are."""
+        return self.folder / "pieces.zarr"
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The stage's file and the volume."""
+        return (*super().marks, self.path)
+
     @cached_property
     def pieces(self) -> Volume:
         """Piece ids, uint64."""
         return create_volume(
-            self.folder / "pieces.zarr",
+            self.path,
             shape=self.source.volume_shape,
             dtype=np.uint64,
             shard_shape=self.shard_shape,

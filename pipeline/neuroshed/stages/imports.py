@@ -106,6 +106,11 @@ class Import(Stage):
             offset=self.offset,
         )
 
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The stage's file and the volume."""
+        return (*super().marks, self.target)
+
     def prepare(self) -> None:
         """Create the new volume. Raises `WorkflowError` if the target is there and not from this import."""
         mark = self.folder / "target.json"

@@ -59,11 +59,16 @@ class Predict(Stage):
         """One pass over the image, which is there already."""
         return (Step("", self.grid),)
 
+    @property
+    def path(self) -> Path:
+        """Where the affinities are."""
+        return self.folder / "affinities.zarr"
+
     @cached_property
     def affinities(self) -> Volume:
         """Affinities, uint8 `(3, z, y, x)`."""
         return create_volume(
-            self.folder / "affinities.zarr",
+            self.path,
             shape=self.volume_shape,
             dtype=np.uint8,
             shard_shape=self.shard_shape,
@@ -75,6 +80,11 @@ class Predict(Stage):
     @cached_property
     def _image(self) -> Volume:
         return open_volume(self.image)
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The stage's file and the volume."""
+        return (*super().marks, self.path)
 
     def prepare(self) -> None:
         """Create the volume of affinities; there are no tables."""
@@ -113,7 +123,7 @@ class Predict(Stage):
 
     def report(self) -> dict[str, str]:
         """Where the affinities are."""
-        return {"affinities": str(self.affinities.path)}
+        return {"affinities": str(self.path)}
 
 
 @functools.lru_cache(maxsize=2)

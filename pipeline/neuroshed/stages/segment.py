@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -36,13 +37,17 @@ class Segment(Stage):
         """From the root down to the blocks."""
         return descend(self.fingerprint, self.grids, self.agglomerate.fingerprint)
 
+    def path(self, threshold: str) -> Path:
+        """Where the segmentation at a threshold is."""
+        return self.folder / f"{threshold}.zarr"
+
     @cached_property
     def segmentations(self) -> dict[str, Volume]:
         """Segment ids, uint64, by threshold."""
         fragments = self.agglomerate.graph.stitch.fragments
         return {
             threshold: create_volume(
-                self.folder / f"{threshold}.zarr",
+                self.path(threshold),
                 shape=fragments.source.volume_shape,
                 dtype=np.uint64,
                 shard_shape=fragments.shard_shape,
@@ -51,6 +56,11 @@ class Segment(Stage):
             )
             for threshold in self.thresholds
         }
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The stage's file and the volumes."""
+        return (*super().marks, *(self.path(threshold) for threshold in self.thresholds))
 
     def prepare(self) -> None:
         """Create the segmentation volumes and the folders of nodes."""
@@ -87,4 +97,4 @@ class Segment(Stage):
 
     def report(self) -> dict[str, Any]:
         """Where the segmentations are, by threshold."""
-        return {"segmentations": {threshold: str(volume.path) for threshold, volume in self.segmentations.items()}}
+        return {"segmentations": {threshold: str(self.path(threshold)) for threshold in self.thresholds}}

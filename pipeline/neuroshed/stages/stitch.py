@@ -8,6 +8,7 @@ leaves paint the fragments.
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -74,18 +75,28 @@ class Stitch(Stage):
             *descend(own, self.grids, own),
         )
 
+    @property
+    def path(self) -> Path:
+        """Where the fragments are."""
+        return self.folder / "fragments.zarr"
+
     @cached_property
     def labels(self) -> Volume:
         """Fragment ids, uint64."""
         pieces = self.fragments
         return create_volume(
-            self.folder / "fragments.zarr",
+            self.path,
             shape=pieces.source.volume_shape,
             dtype=np.uint64,
             shard_shape=pieces.shard_shape,
             voxel_size=pieces.source.voxel_size,
             offset=pieces.source.offset,
         )
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The stage's file and the volume."""
+        return (*super().marks, self.path)
 
     def prepare(self) -> None:
         """Create the volume of fragments and the folders of nodes."""
@@ -110,7 +121,7 @@ class Stitch(Stage):
 
     def report(self) -> dict[str, str]:
         """Where the fragments are."""
-        return {"fragments": str(self.labels.path)}
+        return {"fragments": str(self.path)}
 
     def _leaf(self, index: Vec) -> Node:
         below = self.fragments

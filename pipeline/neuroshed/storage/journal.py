@@ -24,6 +24,7 @@ class Journal:
     """The writer's side. Use as a context manager; a second writer is refused with the first one's name."""
 
     def __init__(self, run_folder: Path) -> None:
+        self.run_folder = run_folder
         self.folder = run_folder / "journal"
 
     def __enter__(self) -> Journal:
@@ -36,14 +37,19 @@ class Journal:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise WorkflowError(
-                f"run {self.folder.parent} is being worked on by {holder}; wait for it or stop it"
+                f"run {self.run_folder} is being worked on by {holder}; wait for it or stop it"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
-        number = max((int(path.stem) for path in _segments(self.folder)), default=0) + 1
-        self._segment = (self.folder / f"{number:06d}.log").open("xb")
-        sync_path(self.folder)
+        try:
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._lock.flush()
+            number = max((int(path.stem) for path in _segments(self.folder)), default=0) + 1
+            # Unbuffered: what a full disk refused is not tried again when the file is closed.
+            self._segment = (self.folder / f"{number:06d}.log").open("xb", buffering=0)
+            sync_path(self.folder)
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -57,8 +63,9 @@ class Journal:
         """Record events; they are on disk when this returns."""
         lines = b"".join(_line(event) for event in events)
         if lines:
-            self._segment.write(lines)
-            self._segment.flush()
+            written = self._segment.write(lines)
+            while written < len(lines):
+                written += self._segment.write(lines[written:])
             os.fsync(self._segment.fileno())
 
 
@@ -80,7 +87,7 @@ def read_journal(run_folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _segments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.log"))
+    return sorted(folder.glob("[0-9]*.log"))
 
 
 def _line(event: dict[str, Any]) -> bytes:
