@@ -61,7 +61,11 @@ def init(name: str, target: PathLike) -> Path:
     path = Path(target)
     if path.exists():
         raise WorkflowError(f"{path} exists already; choose another name or remove it")
-    path.write_text(workflows.find(name))
+    text = workflows.find(name)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise WorkflowError(f"{path} cannot be written ({error.strerror}); choose another place") from error
     return path
 
 
@@ -98,7 +102,7 @@ def import_volume(
     )
     fresh = not run_folder.exists()
     try:
-        runs.run_stages(run_folder, [stage], cluster or ClusterConfig(), watch)
+        runs.run_stages(run_folder, [stage], cluster or ClusterConfig(), watch, again="the same import goes on")
     except WorkflowError:
         if fresh:
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -124,7 +128,8 @@ def evaluate(
     shape = block_shape or _evaluation_blocks(open_volume(segmentation).shard_shape)
     with tempfile.TemporaryDirectory(prefix="neuroshed-evaluate-") as folder:
         stage = Contingency.of(Path(folder), Path(segmentation), Path(truth), shape, box)
-        runs.run_stages(Path(folder), [stage], cluster or ClusterConfig(kind="in-process"), watch)
+        used = cluster or ClusterConfig(kind="in-process")
+        runs.run_stages(Path(folder), [stage], used, watch, again="evaluate again")
         return evaluate_tables(stage).as_json()
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
 import click
@@ -34,7 +35,7 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
             if options.get("as_json") and (summary := getattr(error, "summary", None)):
                 print(json.dumps(summary, indent=2))
             if traceback:
-                raise
+                click.echo(format_exc(), err=True)
             click.echo(f"neuroshed: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:

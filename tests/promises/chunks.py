@@ -34,6 +34,11 @@ def random_affinities(rng: np.random.Generator, shape: Vec, levels: int) -> np.n
     return np.round(255 * steps).astype(np.uint8)
 
 
+def as_affinity(value: int) -> str:
+    """Decimal text in 0..1 of which a workflow makes `value` (0..255) again: rounded down, since it rounds up."""
+    return f"{value * 10**6 // 255 / 10**6:.6f}"
+
+
 def write_affinities(path: Path, affinities: np.ndarray) -> Path:
     shape = affinities.shape[1:]
     volume = create_volume(

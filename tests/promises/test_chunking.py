@@ -18,7 +18,7 @@ from neuroshed.kernels import order, watershed
 from neuroshed.stages import fragments
 from neuroshed.storage.volumes import open_volume
 
-from .chunks import outputs, random_affinities, run_inline, segment_stage, write_affinities
+from .chunks import as_affinity, outputs, random_affinities, run_inline, segment_stage, write_affinities
 from .reference import Settings, segment_whole
 
 
@@ -84,8 +84,8 @@ def test_blocks_on_a_multi_process_cluster_equal_the_whole(seed: int, scheduler:
                 f"block_shape={list(shape)}",
                 f"cluster={cluster}",
                 f"thresholds={list(settings.thresholds)}",
-                f"fragments.low={settings.low / 255}",
-                f"fragments.high={settings.high / 255}",
+                f"fragments.low={as_affinity(settings.low)}",
+                f"fragments.high={as_affinity(settings.high)}",
                 f"stitch.small={settings.small}",
                 f"stitch.dust={settings.dust}",
                 f"agglomerate.lowest_threshold={settings.lowest}",

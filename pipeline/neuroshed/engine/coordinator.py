@@ -77,22 +77,24 @@ def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progr
     kinds = {stage.fingerprint: stage.kind for stage in stages}
     progress = Progress({}, kinds)
     failures: dict[Task, Failure] = {}
+    claimed = set()
     for event in read_journal(run_folder):
         if event["state"] == "lost":
             readiness.forget(event["stage"])
             progress.seconds.pop(event["stage"], None)
+            claimed.discard(event["stage"])
             continue
         z, y, x = event["block"]
         task = Task(event["stage"], event["step"], (z, y, x))
         if event["state"] == "done":
             readiness.restore(task)
+            claimed.add(task.fingerprint)
             failures.pop(task, None)
             progress.seconds[task.fingerprint] = progress.seconds.get(task.fingerprint, 0.0) + event["seconds"]
         elif readiness.knows(task):
             failures[task] = Failure(kinds[task.fingerprint], task.step, task.index, event["error"], event["trace"])
-    done = readiness.counts()
     for stage in stages:
-        if stage.steps and done[stage.fingerprint].done and not all(path.exists() for path in stage.marks):
+        if stage.fingerprint in claimed and not all(path.exists() for path in stage.marks):
             readiness.forget(stage.fingerprint)
             progress.lost.append(stage.fingerprint)
     progress.stages = readiness.counts()
@@ -208,7 +210,7 @@ class _Session:
         died = isinstance(reason, KilledWorker)
         error = f"task {future.status}: {type(reason).__name__}: {reason}".splitlines()[0]
         if died:
-            error = "the worker process died; the usual cause is too little memory: take smaller blocks or fewer workers"
+            error = "its worker process died; the usual cause is too little memory: use smaller blocks or fewer workers"
         return [(task, Outcome(task.index, 0.0, error=error, worker_died=died)) for task in tasks]
 
     def _record(self, outcomes: list[tuple[Task, Outcome]]) -> None:
@@ -235,7 +237,7 @@ class _Session:
         self.progress.stages = self.readiness.counts()
         self.watch(self.progress)
         if full:
-            raise StorageFullError(f"no space left for the run ({full}); free some, then the same command goes on")
+            raise StorageFullError(f"no space left for run {self.journal.run_folder} ({full})")
 
     def _done(self, task: Task, outcome: Outcome) -> dict[str, Any]:
         key = (task.fingerprint, task.step)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuroshed.geometry import Vec
+from neuroshed.geometry import Vec, sub
 from neuroshed.stages.base import Need, Step
 
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
@@ -67,9 +67,9 @@ class Readiness:
         elsewhere.
         """
         step = self._steps.get((task.fingerprint, task.step))
-        return step is not None and all(
-            0 <= i - first < count for i, first, count in zip(task.index, step.grid.first, step.grid.counts, strict=True)
-        )
+        if step is None:
+            return False
+        return all(0 <= i < n for i, n in zip(sub(task.index, step.grid.first), step.grid.counts, strict=True))
 
     def start(self) -> None:
         """Find all blocks that may run now."""

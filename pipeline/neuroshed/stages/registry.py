@@ -42,16 +42,26 @@ def stage_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def parse_stage(text: str | bytes, source: Path) -> Stage:
+    """The stage that the JSON of `source` describes. Raises `InputError` if this version knows no such stage."""
+    try:
+        stage: Stage = _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        raise InputError(
+            f"{source} was written by another version ({error.error_count()} fields differ); use that one, or start a "
+            "new run folder"
+        ) from error
+    return stage
+
+
 @functools.lru_cache(maxsize=64)
 def load_stage(path: Path, digest: str | None = None) -> Stage:
     """The stage described by a `stage.json`, once a process and digest. Raises `InputError` if it cannot be read."""
     try:
         text = path.read_bytes()
-        stage: Stage = _ADAPTER.validate_json(text)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; the workers must see the run folder under the same path") from None
-    except ValidationError as error:
-        raise InputError(f"{path} was written by another version ({error.error_count()} fields differ)") from error
+    stage = parse_stage(text, path)
     if digest is not None and hashlib.sha256(text).hexdigest() != digest:
         raise InputError(f"{path} is not what the coordinator wrote; the workers must see the same run folder")
     return stage

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box, Vec
@@ -27,12 +28,7 @@ def volume_identity(volume: Volume) -> dict[str, Any]:
     """
     sample = hashlib.sha256()
     for box in sample_boxes(volume.shape):
-        try:
-            data = volume.read(box)
-        except Exception as error:
-            # Codecs and stores raise what they like; here all of it means that the input is damaged.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"box {box} of {volume.path} cannot be read ({reason}); copy the volume again") from error
+        data = read_sample(volume, box)
         sample.update(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes())
     return {
         "path": str(volume.path),
@@ -44,6 +40,16 @@ def volume_identity(volume: Volume) -> dict[str, Any]:
         "metadata_sha256": _metadata_digest(volume),
         "sample_sha256": sample.hexdigest(),
     }
+
+
+def read_sample(volume: Volume, box: Box) -> npt.NDArray[Any]:
+    """The voxels of a box of an input; raises `InputError` if they cannot be read."""
+    try:
+        return volume.read(box)
+    except Exception as error:
+        # Codecs and stores raise what they like; here all of it means that the input is damaged.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"box {box} of {volume.path} cannot be read ({reason}); copy the volume again") from error
 
 
 def sample_boxes(shape: Vec) -> Iterator[Box]:

@@ -7,6 +7,8 @@ A folder of such files is a table with one row a node. Any list can be read alon
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ import pyarrow.parquet as pq
 from neuroshed.errors import BlockError
 from neuroshed.storage.files import replace_file
 
+CHECKSUMS = "neuroshed.crc32"
+"""Key of the file's metadata that holds the CRC-32 of each column's type and values, after a CRC-32 of the list itself:
+Parquet's own checksums of pages do not cover what the file says about them.
+"""
 Columns = dict[str, npt.NDArray[Any]]
 
 
@@ -28,14 +34,16 @@ def write_node(path: Path, tables: Mapping[str, Columns]) -> None:
     Raises OSError as the file system does (a full disk included).
     """
     lists: dict[str, Any] = {}
+    checksums = {}
     for name, columns in tables.items():
         for column, values in columns.items():
             ends: Any = np.array([0, values.size], np.int64)
             array: Any = pa.array(values)
             lists[f"{name}.{column}"] = pa.LargeListArray.from_arrays(ends, array)
+            checksums[f"{name}.{column}"] = _checksum(values)
     buffer = pa.BufferOutputStream()
     pq.write_table(
-        pa.table(lists),
+        pa.table(lists).replace_schema_metadata({CHECKSUMS: _sealed(checksums)}),
         buffer,
         compression="zstd",
         use_dictionary=False,
@@ -52,22 +60,41 @@ def read_node(path: Path, *names: str) -> tuple[Columns, ...]:
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            known = file.schema_arrow.names
-            wanted = [column for column in known if column.partition(".")[0] in names]
+            checksums = _unsealed((file.schema_arrow.metadata or {})[CHECKSUMS.encode()])
+            wanted = [column for column in checksums if column.partition(".")[0] in names]
             table = file.read(wanted, use_threads=False)
+        found: dict[str, Columns] = {name: {} for name in names}
+        for column in wanted:
+            name, _, field = column.partition(".")
+            values = found[name][field] = _values(table.column(column))
+            if _checksum(values) != checksums[column]:
+                raise ValueError(f"column {column} does not fit its checksum")
     except FileNotFoundError:
         raise BlockError(f"node {path} is missing; remove its stage's folder and run again") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
+        # A flipped bit in the file's own description may make anything of it.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BlockError(f"node {path} is damaged ({reason}); remove its stage's folder and run again") from error
-    found: dict[str, Columns] = {name: {} for name in names}
-    for column in wanted:
-        name, _, field = column.partition(".")
-        found[name][field] = _values(table.column(column))
     missing = [name for name, columns in found.items() if not columns]
     if missing:
         raise BlockError(f"node {path} has no table {', '.join(missing)}; it was written by another version")
     return tuple(found.values())
+
+
+def _checksum(values: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(values), zlib.crc32(values.dtype.name.encode()))
+
+
+def _sealed(checksums: dict[str, int]) -> bytes:
+    text = json.dumps(checksums).encode()
+    return b"%08x %s" % (zlib.crc32(text), text)
+
+
+def _unsealed(sealed: bytes) -> dict[str, int]:
+    if sealed[:9] != b"%08x " % zlib.crc32(sealed[9:]):
+        raise ValueError("the list of its columns does not fit its checksum")
+    checksums: dict[str, int] = json.loads(sealed[9:])
+    return checksums
 
 
 def _values(column: Any) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,6 +17,9 @@ from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
 
+MAX_DECIMALS = 24
+"""More than any floating-point number needs, few enough for the name of a file."""
+
 
 def _decimal_text(value: Any) -> str:
     """A fraction in 0..1 as the shortest decimal text, so that thresholds are exact and name files.
@@ -24,13 +28,14 @@ def _decimal_text(value: Any) -> str:
     ('0.3', '0.5')
     """
     try:
-        exact = Fraction(str(value))
-        within = 0 <= exact <= 1
-    except (ValueError, ZeroDivisionError):
+        exact = Decimal(str(value))
+        within = 0 <= exact <= 1 and exact.as_tuple().exponent >= -MAX_DECIMALS  # type: ignore[operator]
+    except (InvalidOperation, TypeError):
         within = False
     if not within:
-        raise ValueError(f"needed is a number in 0..1, got {value!r}")
-    return f"{float(exact):.12f}".rstrip("0").rstrip(".")
+        raise ValueError(f"needed is a number in 0..1 of at most {MAX_DECIMALS} decimals, got {value!r}")
+    text = f"{abs(exact):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _positive(value: Vec) -> Vec:
@@ -60,6 +65,12 @@ class PredictOptions(_Strict):
     intensity: tuple[float, float] | None = None
     """Image values that the network sees as darkest and brightest. Default: what the model was trained with for 8-bit
     images, the 0.1 and 99.9 percentiles of eight samples for 16-bit images."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictOptions:
+        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
+            raise ValueError(f"intensity must be [low, high] with low < high, got {list(self.intensity)}")
+        return self
 
 
 class FragmentOptions(_Strict):
@@ -172,8 +183,10 @@ def read_yaml(name_or_path: str) -> dict[str, Any]:
     """The keys and values of a workflow file; raises `WorkflowError` in one line."""
     try:
         values = yaml.safe_load(find(name_or_path)) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WorkflowError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise WorkflowError(f"{name_or_path} cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(values, dict):
         raise WorkflowError(f"{name_or_path} must hold keys and values, got {type(values).__name__}")
     return values
@@ -190,7 +203,9 @@ def parse(values: dict[str, Any], source: str = "workflow") -> Workflow:
             raise WorkflowError(
                 f"{source}: unknown key {where}; known are {', '.join(_known(first['loc']))}"
             ) from error
-        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        # What a missing key is missing from would be too long; a list that is too short is shown.
+        missing_key = first["type"] == "missing" and not isinstance(first["loc"][-1], int)
+        got = "" if missing_key or first["type"] == "value_error" else f", got {first['input']!r}"
         text = first["msg"].removeprefix("Value error, ")
         raise WorkflowError(f"{source}: {where}: {text}{got}") from error
 

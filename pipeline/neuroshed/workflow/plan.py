@@ -12,7 +12,7 @@ import numpy as np
 
 from neuroshed.engine.coordinator import ordered
 from neuroshed.errors import InputError, WorkflowError
-from neuroshed.geometry import Box, Vec
+from neuroshed.geometry import Box, Vec, add
 from neuroshed.kernels.agglomerate import integer_threshold
 from neuroshed.kernels.order import MAX_VOXELS
 from neuroshed.model.inference import redundancy
@@ -24,7 +24,7 @@ from neuroshed.stages.graph import Graph
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.stitch import Stitch
-from neuroshed.storage.identity import sample_boxes, volume_identity
+from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.models import load_model
 from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
 from neuroshed.workflow.config import Workflow
@@ -81,6 +81,9 @@ def make_plan(workflow: Workflow) -> Plan:
     run_folder = workflow.output.expanduser().resolve()
     if run_folder.exists() and not run_folder.is_dir():
         raise WorkflowError(f"output {run_folder} is a file; name a folder")
+    for given in (workflow.image, workflow.affinities):
+        if given is not None and run_folder.is_relative_to(path := given.expanduser().resolve()):
+            raise WorkflowError(f"output {run_folder} is in the input {path}, which is never changed; name another")
     shard_shape = workflow.shard_shape or workflow.block_shape
     check_block_shape(workflow.block_shape, shard_shape)
     source = _source(workflow, run_folder, shard_shape)
@@ -111,10 +114,10 @@ def _source(workflow: Workflow, run_folder: Path, shard_shape: Vec) -> Affinitie
         return source
     assert workflow.image is not None
     image = open_volume(workflow.image.expanduser())
-    check_image(image)
-    model = load_model(workflow.model)
-    options = workflow.predict
     region = _region(workflow.box, image.shape)
+    check_image(image, region)
+    model = load_model(Path(workflow.model).expanduser())
+    options = workflow.predict
     return Predict(
         run_folder=run_folder,
         image=image.path,
@@ -137,8 +140,8 @@ def _source(workflow: Workflow, run_folder: Path, shard_shape: Vec) -> Affinitie
     )
 
 
-def check_image(image: Volume) -> None:
-    """Raise `InputError` unless a volume can be predicted: 8 or 16 bits, no channels, not constant."""
+def check_image(image: Volume, region: Box) -> None:
+    """Raise `InputError` unless a volume can be predicted: 8 or 16 bits, no channels, not constant in `region`."""
     if image.channels is not None:
         raise InputError(
             f"image {image.path} has {image.channels} channels; needed is one: name a single-channel array"
@@ -149,12 +152,13 @@ def check_image(image: Volume) -> None:
             "`neuroshed import --range LOW HIGH`"
         )
     _check_size(image.shape)
-    samples = [image.read(box) for box in sample_boxes(image.shape)]
+    boxes = [Box(add(region.start, box.start), add(region.start, box.stop)) for box in sample_boxes(region.shape)]
+    samples = [read_sample(image, box) for box in boxes]
     values = {int(value) for sample in samples for value in (sample.min(), sample.max())}
     if len(values) == 1:
         raise InputError(
-            f"image {image.path} is constant: all eight sampled boxes hold only {values.pop()}; check that it was "
-            "written whole, or give a `box` that holds tissue"
+            f"image {image.path} is constant: eight boxes sampled in {region} hold only {values.pop()}; check that it "
+            "was written whole, or give a `box` that holds tissue"
         )
 
 
@@ -173,7 +177,7 @@ def _region(box: Box | None, shape: Vec) -> Box:
 def _intensity(image: Volume, trained: tuple[float, float]) -> tuple[float, float]:
     if image.dtype == np.uint8:
         return trained
-    values = np.concatenate([image.read(box).ravel() for box in sample_boxes(image.shape)])
+    values = np.concatenate([read_sample(image, box).ravel() for box in sample_boxes(image.shape)])
     low, high = np.percentile(values, [0.1, 99.9])
     return float(low), float(max(high, low + 1))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import yaml
 
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.engine.coordinator import Failure, Progress, Watcher, execute, ordered, restore
-from neuroshed.errors import InputError, RunFailedError, WorkflowError
+from neuroshed.errors import InputError, RunFailedError, StorageFullError, WorkflowError
 from neuroshed.stages.base import Stage
-from neuroshed.stages.registry import load_stage, save_stage, stage_digest
-from neuroshed.storage.files import make_folder, replace_file
-from neuroshed.workflow.config import parse
+from neuroshed.stages.predict import Predict
+from neuroshed.stages.registry import parse_stage
+from neuroshed.storage.files import is_disk_full, replace_file
+from neuroshed.storage.journal import Journal
+from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.plan import Plan, make_plan
 
 Summary = dict[str, Any]
@@ -29,32 +32,68 @@ def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
 
     Raises `RunFailedError` (with the summary as its `summary`) if blocks failed.
     """
-    make_folder(plan.run_folder)
     workflow = plan.workflow.model_dump(mode="json", exclude_none=True)
     # Paths as they are meant from anywhere: `resume` may be called in another folder.
     given = plan.workflow
     workflow |= {
         key: str(path.expanduser().resolve()) for key in ("image", "affinities") if (path := getattr(given, key))
     }
+    source = plan.segment.agglomerate.graph.stitch.fragments.source
+    if isinstance(source, Predict):
+        workflow |= {"model": source.model}
     workflow |= {"output": str(plan.run_folder)}
-    replace_file(plan.run_folder / WORKFLOW_FILE, yaml.safe_dump(workflow, sort_keys=False).encode())
-    path = save_stage(plan.segment)
-    last = {"last": str(path.relative_to(plan.run_folder))}
-    replace_file(plan.run_folder / PLAN_FILE, json.dumps(last).encode())
-    return run_stages(plan.run_folder, plan.stages, plan.workflow.cluster, watch)
+    files = {
+        WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
+        PLAN_FILE: plan.segment.model_dump_json(indent=2),
+    }
+    again = f"`neuroshed resume {plan.run_folder}` goes on"
+    return run_stages(plan.run_folder, plan.stages, plan.workflow.cluster, watch, files, again)
 
 
-def run_stages(run_folder: Path, stages: Sequence[Stage], cluster: ClusterConfig, watch: Watcher) -> Summary:
-    """Execute stages and sum up; raises `RunFailedError` if any block is not done at the end."""
+def run_stages(
+    run_folder: Path,
+    stages: Sequence[Stage],
+    cluster: ClusterConfig,
+    watch: Watcher,
+    files: Mapping[str, str] | None = None,
+    again: str = "the same command goes on",
+) -> Summary:
+    """Execute stages and sum up; `files` are put into the run folder before. `again` says how to go on after an error.
+
+    Raises `RunFailedError` if any block is not done at the end, `StorageFullError` if the disk fills up,
+    `WorkflowError` if the folder cannot be written or another coordinator works on the run.
+    """
     begin = time.monotonic()
-    progress = execute(run_folder, stages, cluster, watch)
-    summary = summarise(run_folder, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
-    replace_file(run_folder / "summary.json", json.dumps(summary, indent=2).encode())
+    # Nothing is written but by the one who holds the journal.
+    with _storage_errors(run_folder, again), Journal(run_folder) as journal:
+        for name, text in (files or {}).items():
+            replace_file(run_folder / name, text.encode())
+        progress = execute(journal, stages, cluster, watch)
+        summary = summarise(run_folder, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
+        replace_file(run_folder / "summary.json", json.dumps(summary, indent=2).encode())
     if summary["status"] != "done":
-        error = RunFailedError(_failure_text(run_folder, progress.failures))
+        error = RunFailedError(_failure_text(run_folder, progress.failures, again))
         error.summary = summary
         raise error
     return summary
+
+
+@contextmanager
+def _storage_errors(run_folder: Path, again: str) -> Iterator[None]:
+    """Say in one line what the file system would not do."""
+    try:
+        yield
+    except StorageFullError as error:
+        raise StorageFullError(f"{error}; free some, then {again}") from error
+    except OSError as error:
+        if is_disk_full(error):
+            raise StorageFullError(f"no space left for run {run_folder} ({error}); free some, then {again}") from error
+        if error.errno is None or error.filename is None:
+            raise
+        raise WorkflowError(
+            f"run folder {run_folder} cannot be written ({error.strerror}: {error.filename}); "
+            "choose another or mend its permissions"
+        ) from error
 
 
 def resume(run_folder: Path, watch: Watcher = lambda progress: None) -> Summary:
@@ -65,7 +104,8 @@ def resume(run_folder: Path, watch: Watcher = lambda progress: None) -> Summary:
     file = run_folder / WORKFLOW_FILE
     if not file.is_file():
         raise WorkflowError(f"{run_folder} holds no run ({WORKFLOW_FILE} is missing); start one with `neuroshed run`")
-    plan = make_plan(parse(yaml.safe_load(file.read_text()), str(file)))
+    # The folder may have been moved.
+    plan = make_plan(parse(read_yaml(str(file)) | {"output": str(run_folder)}, str(file)))
     changed = [
         difference
         for old, new in zip(planned_stages(run_folder), plan.stages, strict=False)
@@ -91,11 +131,20 @@ def planned_stages(run_folder: Path) -> list[Stage]:
     file = run_folder / PLAN_FILE
     if not file.is_file():
         raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); check the path")
-    return ordered([_load(run_folder.resolve() / json.loads(file.read_text())["last"])])
+    try:
+        values = _moved(json.loads(file.read_bytes()), str(run_folder))
+    except ValueError as error:
+        again = f"`neuroshed run {run_folder / WORKFLOW_FILE}`"
+        raise InputError(f"{file} is damaged ({error}); {again} writes it anew and goes on") from error
+    return ordered([parse_stage(json.dumps(values), file)])
 
 
-def _load(path: Path) -> Stage:
-    return load_stage(path, stage_digest(path) if path.exists() else None)
+def _moved(values: Any, run_folder: str) -> Any:
+    """The same stages with their outputs in `run_folder`, which may have been moved since they were planned."""
+    if not isinstance(values, dict):
+        return values
+    moved = {key: _moved(value, run_folder) for key, value in values.items()}
+    return moved | {"run_folder": run_folder} if "run_folder" in values else moved
 
 
 def summarise(run_folder: Path, stages: Sequence[Stage], progress: Progress) -> Summary:
@@ -107,7 +156,7 @@ def summarise(run_folder: Path, stages: Sequence[Stage], progress: Progress) -> 
             rows[stage.kind] = {
                 "blocks": counts.total,
                 "done": counts.done,
-                "failed": counts.failed,
+                "failed": sum(failure.stage == stage.kind for failure in progress.failures),
                 "seconds": round(progress.seconds.get(stage.fingerprint, 0.0), 3),
             }
     complete = all(row["done"] == row["blocks"] for row in rows.values())
@@ -120,19 +169,20 @@ def summarise(run_folder: Path, stages: Sequence[Stage], progress: Progress) -> 
         "stages": rows,
         "restored_blocks": progress.restored,
         "failures": [
-            {"stage": f.stage, "step": f.step, "block": list(f.index), "error": f.error} for f in progress.failures
+            {"stage": f.stage, "step": f.step, "block": list(f.index), "error": f.error, "trace": f.trace}
+            for f in progress.failures
         ],
         **outputs,
     }
 
 
-def _failure_text(run_folder: Path, failures: Sequence[Failure]) -> str:
+def _failure_text(run_folder: Path, failures: Sequence[Failure], again: str) -> str:
     if not failures:
-        return f"run {run_folder} ended with blocks that could not run; `neuroshed resume {run_folder}` goes on"
-    first = failures[0]
+        return f"run {run_folder} ended with blocks that could not run; {again}"
+    first, number = failures[0], len(failures)
     return (
-        f"{len(failures)} blocks of run {run_folder} failed, the first of stage {first.stage} at {list(first.index)}: "
-        f"{first.error}; mend the cause, then `neuroshed resume {run_folder}`"
+        f"{number} block{'s' if number > 1 else ''} of run {run_folder} failed, the first of stage {first.stage} at "
+        f"{list(first.index)}: {first.error}; mend the cause, then {again}"
     )
 
 

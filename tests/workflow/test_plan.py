@@ -1,0 +1,224 @@
+"""Plans: what a workflow would do, and every input that cannot be used, told before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+import neuroshed
+from neuroshed.cli import main
+from neuroshed.geometry import Box
+from neuroshed.storage.volumes import open_volume
+from neuroshed.workflow.config import load
+from neuroshed.workflow.plan import make_plan
+
+Writer = Callable[..., Path]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder; folders count as well."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def refusal(settings: list[str]) -> str:
+    """What the command line says of a mistake of the user, in one line."""
+    result = CliRunner().invoke(main, ["plan", "segment", *(word for text in settings for word in ("--set", text))])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("neuroshed: ")
+    return lines[0]
+
+
+@pytest.fixture
+def settings(image: Path, model: Path, tmp_path: Path) -> list[str]:
+    return [f"image={image}", f"model={model}", f"output={tmp_path / 'run'}", "block_shape=[16,16,16]"]
+
+
+def test_a_plan_says_what_it_costs_and_writes_nothing(settings: list[str], tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    plan = neuroshed.plan("segment", settings)
+    assert tree(tmp_path) == before
+    assert [row["stage"] for row in plan["stages"]] == [
+        "predict", "fragments", "stitch", "graph", "agglomerate", "segment",
+    ]  # fmt: skip
+    blocks = {row["stage"]: row["blocks"] for row in plan["stages"]}
+    assert blocks == {"predict": 8, "fragments": 8, "stitch": 18, "graph": 8, "agglomerate": 9, "segment": 9}
+    assert plan["voxels"] == 24 * 30 * 20
+    assert plan["tree_levels"] == 2
+    assert plan["suggested_block_multiple"] == [8, 8, 8]
+    assert plan["redundant_compute"] == pytest.approx(1.5**3)
+    assert all(row["memory_bytes"] > 0 for row in plan["stages"])
+    assert {row["stage"]: row["output_bytes"] for row in plan["stages"]}["segment"] == 2 * 8 * plan["voxels"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["block_shape=[100,60,64]", "shard_shape=[64,64,64]"],
+         ["block [100, 60, 64] is not a multiple of shard [64, 64, 64]", "nearest that fits: [128, 64, 64]"]),
+        (["box=[[0,0,0],[25,30,20]]"], ["box [0:25, 0:30, 0:20] is not inside the volume [0:24, 0:30, 0:20]"]),
+        (["box=[[-1,0,0],[2,2,2]]"], ["box [-1:2", "is not inside the volume"]),
+        (["box=[[5,5,5],[5,9,9]]"], ["box [5:5, 5:9, 5:9] is not inside"]),
+        (["box=[[9,9,9],[5,5,5]]"], ["box [9:5, 9:5, 9:5] is not inside"]),
+        (["image=/nowhere/a.zarr"], ["no volume at /nowhere/a.zarr", "check the spelling"]),
+        (["model=/nowhere/net"], ["no model at /nowhere/net", "fibsem"]),
+        (["thresholds=[0.1]"], ["below agglomerate.lowest_threshold"]),
+        (["cluster=foo"], ["cluster.kind", "'foo'"]),
+        (["nothing=1"], ["unknown key nothing"]),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(extra: list[str], words: list[str], settings: list[str], tmp_path: Path) -> None:
+    message = refusal([*settings, *extra])
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.random.default_rng(0).random((8, 8, 8)).astype(np.float32), ["is float32", "uint8 or uint16", "--range"]),
+        (np.full((8, 8, 8), np.nan, np.float32), ["is float32", "uint8 or uint16"]),
+        (np.zeros((8, 8, 8), np.int16), ["is int16", "uint8 or uint16"]),
+        (np.full((8, 8, 8), 7, np.uint8), ["is constant", "hold only 7", "check that it was written whole"]),
+        (np.zeros((3, 8, 8, 8), np.uint8), ["has 3 channels", "needed is one"]),
+    ],
+)
+def test_images_that_cannot_be_predicted(
+    data: np.ndarray, words: list[str], settings: list[str], write_image: Writer
+) -> None:
+    message = refusal([*settings, f"image={write_image('bad.zarr', data)}"])
+    assert "bad.zarr" in message
+    assert all(word in message for word in words), message
+
+
+def test_four_channels_and_colours_at_the_end(settings: list[str], tmp_path: Path) -> None:
+    for name, shape in (("four", (4, 8, 8, 8)), ("rgb", (8, 8, 8, 3))):
+        zarr.create_array(tmp_path / f"{name}.zarr", shape=shape, dtype="uint8")
+        assert f"has {shape[0]} channels; needed is one" in refusal([*settings, f"image={tmp_path / f'{name}.zarr'}"])
+
+
+def test_an_image_that_is_constant_elsewhere_can_be_used_in_a_box(settings: list[str], write_image: Writer) -> None:
+    data = np.zeros((80, 80, 80), np.uint8)
+    data[:4, :4, :4] = np.random.default_rng(0).integers(1, 255, (4, 4, 4))
+    given = [*settings, f"image={write_image('mostly.zarr', data)}"]
+    assert "give a `box` that holds tissue" in refusal(given)
+    assert neuroshed.plan("segment", [*given, "box=[[0,0,0],[4,4,4]]"])["voxels"] == 64
+
+
+def test_a_damaged_image(settings: list[str], image: Path) -> None:
+    for file in (image / "0" / "c").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-9])
+    message = refusal(settings)
+    assert "cannot be read" in message
+    assert "copy the volume again" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.zeros((3, 4, 4, 4), np.float32), ["are float32 with 3 channels", "needed are uint8"]),
+        (np.zeros((2, 4, 4, 4), np.uint8), ["are uint8 with 2 channels", "at least 3 channels"]),
+        (np.zeros((4, 4, 4), np.uint8), ["are uint8 with no channels"]),
+    ],
+)
+def test_affinities_that_are_none(data: np.ndarray, words: list[str], write_image: Writer, tmp_path: Path) -> None:
+    message = refusal([f"affinities={write_image('aff.zarr', data)}", f"output={tmp_path / 'run'}"])
+    assert all(word in message for word in words), message
+
+
+def test_weights_of_another_network(settings: list[str], model: Path, tmp_path: Path) -> None:
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(model.with_suffix(suffix), tmp_path / f"net{suffix}")
+    with (tmp_path / "net.safetensors").open("ab") as file:
+        file.write(b" ")
+    message = refusal([*settings, f"model={tmp_path / 'net'}"])
+    assert "the pair is damaged or mixed" in message
+
+
+def test_an_output_that_is_a_file_or_the_input(settings: list[str], image: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"output {tmp_path / 'file'} is a file; name a folder" in refusal([*settings, f"output={tmp_path / 'file'}"])
+    for output in (image, image / "run"):
+        assert "is in the input" in refusal([*settings, f"output={output}"])
+
+
+def test_an_output_that_cannot_be_made(settings: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["run", "segment", *(word for text in settings for word in ("--set", text))]
+    result = CliRunner().invoke(main, [*arguments, "--set", f"output={tmp_path / 'file' / 'run'}"])
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr.splitlines()[-1]
+
+
+def run(settings: list[str], *extra: str) -> dict[str, Any]:
+    return neuroshed.run("segment", [*settings, "cluster=in-process:2", "stitch.small=20", "stitch.dust=0", *extra])
+
+
+def arrays(summary: dict[str, Any]) -> list[np.ndarray]:
+    volumes = [open_volume(path) for path in (summary["affinities"], *summary["segmentations"].values())]
+    return [volume.read(volume.box) for volume in volumes]
+
+
+def test_a_run_changes_nothing_of_its_input(settings: list[str], image: Path, tmp_path: Path) -> None:
+    before = tree(image)
+    for summary in (run(settings), run(settings), neuroshed.resume(tmp_path / "run")):
+        assert summary["status"] == "done"
+        assert tree(image) == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_any_blocks_give_the_same_from_the_image_on(batch_size: int, settings: list[str], tmp_path: Path) -> None:
+    found = [
+        arrays(run(settings, f"output={tmp_path / str(n)}", f"block_shape={block}", f"predict.batch_size={batch_size}"))
+        for n, block in enumerate([[24, 30, 20], [16, 16, 16], [11, 8, 13]])
+    ]
+    assert np.unique(found[0][1]).size > 10
+    for other in found[1:]:
+        for expected, got in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_the_full_run_uses_the_blocks_of_a_trial(settings: list[str], tmp_path: Path) -> None:
+    trial = run(settings, "box=[[3,4,5],[14,20,16]]")
+    assert trial["stages"]["predict"]["blocks"] == 2
+    outside = arrays(trial)[1].copy()
+    outside[Box((3, 4, 5), (14, 20, 16)).slices()] = 0
+    assert not outside.any()
+    full = run(settings)
+    assert full["restored_blocks"] == 2
+    fresh = run(settings, f"output={tmp_path / 'fresh'}")
+    assert fresh["restored_blocks"] == 0
+    for expected, got in zip(arrays(fresh), arrays(full), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    # The trial's own results are still there.
+    assert run(settings, "box=[[3,4,5],[14,20,16]]")["restored_blocks"] == sum(
+        row["blocks"] for row in trial["stages"].values()
+    )
+
+
+def test_sixteen_bits_are_scaled_by_their_percentiles(settings: list[str], image: Path, write_image: Writer) -> None:
+    pixels = open_volume(image).read(Box.of_shape((24, 30, 20)))
+    wide = write_image("wide.zarr", pixels.astype(np.uint16) * 200 + 1000)
+    source = make_plan(load("segment", [*settings, f"image={wide}"])).segment.agglomerate.graph.stitch.fragments.source
+    low, high = np.percentile(pixels, [0.1, 99.9]) * 200 + 1000
+    assert source.normalisation == pytest.approx((low, high), abs=400)
+    narrow = arrays(run(settings, "predict.intensity=[0,255]", "box=[[0,0,0],[8,16,16]]"))
+    found = arrays(run(settings, f"image={wide}", "predict.intensity=[1000,52000]", "box=[[0,0,0],[8,16,16]]"))
+    for expected, got in zip(narrow, found, strict=True):
+        np.testing.assert_allclose(got.astype(np.int64), expected.astype(np.int64), atol=1 if got.ndim == 4 else 0)
+    default = arrays(run(settings, f"image={wide}", "box=[[0,0,0],[8,16,16]]"))
+    assert np.abs(default[0].astype(int) - narrow[0]).mean() < 5
