@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from neuroshed.kernels.metrics import RAND_VARIANTS
+
 
 class Bars:
     """A bar for each stage on standard error; call it with a coordinator's progress."""
@@ -110,20 +112,11 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def print_scores(scores: dict[str, dict[str, Any]]) -> None:
     """A table of scores, a row for each threshold."""
-    table = Table(title="scores (VOI in bits; adapted Rand error; lower is better)")
-    for column in (
-        "threshold",
-        "VOI split",
-        "VOI merge",
-        "VOI",
-        "ARAND cremi",
-        "ARAND snemi",
-        "ARAND skimage",
-        "segments",
-    ):
-        table.add_column(column, justify="right")
+    table = Table(title="VOI in bits (split + merge) and adapted Rand errors; lower is better", title_justify="left")
+    for column in ("threshold", "split", "merge", "VOI", *RAND_VARIANTS, "labels / truth"):
+        table.add_column(column, justify="right", no_wrap=True)
     for threshold, row in scores.items():
-        rand = (f"{row['adapted_rand'][variant]['error']:.4f}" for variant in ("cremi", "snemi", "skimage"))
-        numbers = (f"{row[name]:.4f}" for name in ("voi_split", "voi_merge", "voi"))
-        table.add_row(threshold, *numbers, *rand, f"{row['segments']} for {row['truth_labels']}")
+        rand = (f"{row['adapted_rand'][variant]['error']:.3f}" for variant in RAND_VARIANTS)
+        numbers = (f"{row[name]:.3f}" for name in ("voi_split", "voi_merge", "voi"))
+        table.add_row(threshold, *numbers, *rand, f"{row['segments']} / {row['truth_labels']}")
     Console().print(table)

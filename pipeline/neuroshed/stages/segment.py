@@ -91,9 +91,9 @@ class Segment(Stage):
         return Done(box.size)
 
     def memory_bytes(self, step: str) -> int:
-        """Fragments, one segmentation and its compressed copy."""
+        """Fragments, as stored and read, one segmentation, its padded shard and its compressed copy."""
         z, y, x = self.agglomerate.graph.stitch.fragments.block_shape
-        return z * y * x * 4 * 8 if level_of(step) == 0 else 64 << 20
+        return z * y * x * 5 * 8 if level_of(step) == 0 else 64 << 20
 
     def report(self) -> dict[str, Any]:
         """Where the segmentations are, by threshold."""

@@ -207,7 +207,7 @@ def create_volume(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        _write_metadata(draft, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
+        _write_metadata(draft, path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
         for entry in (*draft.rglob("*"), draft):
             sync_path(entry)
         try:
@@ -231,6 +231,7 @@ def create_volume(
 
 def _write_metadata(
     path: Path,
+    name: str,
     shape: Vec,
     dtype: np.dtype[Any],
     shard_shape: Vec,
@@ -239,14 +240,14 @@ def _write_metadata(
     voxel_offsets: Sequence[Vec] | None,
 ) -> None:
     lead = () if voxel_offsets is None else (len(voxel_offsets),)
-    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     if lead:
         axes.insert(0, {"name": "c", "type": "channel"})
     transforms = [
         {"type": "scale", "scale": [1.0] * len(lead) + [float(size) for size in voxel_size]},
         {"type": "translation", "translation": [0.0] * len(lead) + [float(o) for o in offset]},
     ]
-    image = {"name": path.name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
+    image = {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
     attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
     if voxel_offsets is not None:
         attributes["neuroshed"] = {"offsets": [list(o) for o in voxel_offsets]}

@@ -146,9 +146,9 @@ def check_image(image: Volume, region: Box) -> None:
         raise InputError(
             f"image {image.path} has {image.channels} channels; needed is one: name a single-channel array"
         )
-    if image.dtype not in (np.uint8, np.uint16):
+    if image.dtype.kind not in "ui" or image.dtype.itemsize > 2:
         raise InputError(
-            f"image {image.path} is {image.dtype}; needed is uint8 or uint16: convert it, for instance with "
+            f"image {image.path} is {image.dtype}; needed are integers of 8 or 16 bits: convert it, for instance with "
             "`neuroshed import --range LOW HIGH`"
         )
     _check_size(image.shape)

@@ -1,0 +1,82 @@
+"""Promise 4: the memory of a task is predicted before the run, and the prediction holds.
+
+Each stage runs one block in a process of its own, whose peak memory the kernel counts from the moment the block begins.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import neuroshed
+from neuroshed.engine.coordinator import ordered
+from neuroshed.stages.registry import load_stage
+
+from .chunks import write_affinities
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak")
+SIDE = 96
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from neuroshed.stages.registry import load_stage
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+small, large = (load_stage(Path(path)) for path in sys.argv[1:3])
+step = sys.argv[3]
+small.run(step, (0, 0, 0))  # imports, compiled kernels
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+large.run(step, (0, 0, 0))
+print(json.dumps(peak() - before))
+"""
+
+
+def neuron_like(side: int) -> np.ndarray:
+    """Affinities of smooth shapes with membranes between them, uint8 `(3, side, side, side)`."""
+    rng = np.random.default_rng(0)
+    field = ndimage.gaussian_filter(rng.standard_normal((side,) * 3), 4)
+    noise = rng.normal(0, 12, (3, side, side, side))
+    return np.clip(255 * np.clip(np.abs(field) / field.std(), 0, 0.9) + 30 + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
+    """`stage.json` files by kind of two finished runs of one block: a small one and a large one."""
+    found = []
+    for side in (16, SIDE):
+        folder = tmp_path_factory.mktemp(f"side{side}")
+        path = write_affinities(folder / "affinities.zarr", neuron_like(side))
+        output = folder / "run"
+        block = [side] * 3
+        settings = [f"affinities={path}", f"output={output}", f"block_shape={block}", "cluster=in-process:1"]
+        neuroshed.run("segment", settings)
+        found.append({file.parent.name.partition("-")[0]: file for file in output.glob("*/stage.json")})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [("fragments", ""), ("stitch", "up0"), ("stitch", "down0"), ("graph", ""), ("segment", "down0")]
+)
+def test_a_block_takes_no_more_than_predicted(kind: str, step: str, runs: list[dict[str, Path]]) -> None:
+    files = [str(run[kind]) for run in runs]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *files, step], capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout)
+    predicted = load_stage(runs[1][kind]).memory_bytes(step)
+    # Too much by far would be no prediction either.
+    assert predicted / 8 < measured <= predicted
+
+
+def test_every_stage_predicts(runs: list[dict[str, Path]]) -> None:
+    for stage in ordered([load_stage(runs[1]["segment"])]):
+        for step in stage.steps:
+            assert stage.memory_bytes(step.name) > 0
