@@ -80,7 +80,7 @@ class Agglomerate(Stage):
         return Done(0, {"merges": float(merges.left.size), "handed_up": float(frozen.ids.size)})
 
     def memory_bytes(self, step: str) -> int:
-        """Graphs are small beside voxels until the tree's upper levels; measured in `docs/scaling.md`."""
+        """Graphs are small beside voxels: a flat allowance, enough for some hundred thousand edges."""
         return 128 << 20
 
     def _leaf(self, index: Vec) -> Node:
