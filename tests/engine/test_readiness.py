@@ -38,7 +38,7 @@ def random_steps(rng: random.Random) -> Steps:
         levels = grid().octree()
         steps += [(name, step) for step in climb(name, levels, wanted)]
         if rng.random() < 0.7:
-            steps += [(name, step) for step in descend(name, levels, name)]
+            steps += [(name, step) for step in descend(name, levels, name, wanted)]
     return steps
 
 

@@ -80,16 +80,7 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
     }
     with dask.config.set(settings):
         if config.kind == "address":
-            try:
-                client = Client(config.address, timeout="30s", set_as_default=False)
-            except (OSError, ValueError, TypeError, AssertionError) as error:
-                # The last three: addresses that make no sense and TLS without certificates.
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise WorkflowError(
-                    f"no Dask scheduler can be reached at {config.address} ({reason}); "
-                    "check the address and the TLS settings of Dask's configuration"
-                ) from error
-            with client:
+            with _client_of(config.address) as client:
                 if not slots(client):
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
                 yield client
@@ -109,6 +100,25 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
+
+
+def _client_of(address: str | None) -> Any:
+    from distributed import Client
+
+    # A client that could not start has to be closed, else the process waits a minute for it at its end. Called as
+    # usual, the constructor would leave nothing to close.
+    client = Client.__new__(Client)
+    try:
+        client.__init__(address, timeout="30s", set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        client.close(timeout=2)
+        # The last two are addresses that make no sense, and TLS without certificates.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WorkflowError(
+            f"no Dask scheduler can be reached at {address} ({reason}); "
+            "check the address and the TLS settings of Dask's configuration"
+        ) from error
+    return client
 
 
 def slots(client: Any) -> int:

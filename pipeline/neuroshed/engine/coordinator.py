@@ -93,14 +93,8 @@ def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progr
             progress.seconds[task.fingerprint] = progress.seconds.get(task.fingerprint, 0.0) + event["seconds"]
         elif readiness.knows(task):
             failures[task] = Failure(kinds[task.fingerprint], task.step, task.index, event["error"], event["trace"])
-    gone: set[str] = set()
     for stage in stages:
-        # A stage may read what it needs only through another, so what comes after a lost stage is lost as well.
         if stage.fingerprint in claimed and not all(path.exists() for path in stage.marks):
-            gone.add(stage.fingerprint)
-        elif any(upstream.fingerprint in gone for upstream in stage.upstream):
-            gone.add(stage.fingerprint)
-        if stage.fingerprint in claimed & gone:
             readiness.forget(stage.fingerprint)
             progress.lost.append(stage.fingerprint)
     progress.stages = readiness.counts()

@@ -28,8 +28,9 @@ class Graph(Stage):
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """One pass; a block reads the fragments of one voxel beyond its low faces."""
-        return (Step("", self.grid, needs(self.stitch, "down0", low=(1, 1, 1))),)
+        """One pass; a block reads its affinities and the fragments of one voxel beyond its low faces."""
+        read = (*needs(self.stitch, "down0", low=(1, 1, 1)), *needs(self.stitch.fragments.source))
+        return (Step("", self.grid, read),)
 
     def run(self, step: str, index: Vec) -> Done:
         """Contacts of one block: tables `nodes` (id, mask of outer faces), `edges` inside it, `cross` over its low

@@ -28,13 +28,13 @@ def climb(own: str, grids: Sequence[Grid], leaf_needs: tuple[Need, ...]) -> tupl
     )
 
 
-def descend(own: str, grids: Sequence[Grid], up: str) -> tuple[Step, ...]:
+def descend(own: str, grids: Sequence[Grid], up: str, leaf_needs: tuple[Need, ...]) -> tuple[Step, ...]:
     """Steps from the root's `down` to `down0`; each node needs its own way up (of the stage `up`) and its parent's
-    answer.
+    answer, the leaves also `leaf_needs`.
     """
     steps = []
     for level in reversed(range(len(grids))):
-        node_needs = [Need(up, f"up{level}")]
+        node_needs = [Need(up, f"up{level}"), *(() if level else leaf_needs)]
         if level + 1 < len(grids):
             node_needs.append(Need(own, f"down{level + 1}"))
         steps.append(Step(f"down{level}", grids[level], tuple(node_needs)))

@@ -14,7 +14,7 @@ from neuroshed.kernels.agglomerate import Merges, cut, integer_threshold
 from neuroshed.kernels.relabel import relabel
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.stages.octree import answer, descend, level_of, parent_of
+from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
 from neuroshed.storage.nodes import read_node, write_node
 from neuroshed.storage.volumes import Volume, create_volume
 
@@ -35,7 +35,8 @@ class Segment(Stage):
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """From the root down to the blocks."""
-        return descend(self.fingerprint, self.grids, self.agglomerate.fingerprint)
+        agglomerate = self.agglomerate
+        return descend(self.fingerprint, self.grids, agglomerate.fingerprint, needs(agglomerate.graph.stitch, "down0"))
 
     def path(self, threshold: str) -> Path:
         """Where the segmentation at a threshold is."""

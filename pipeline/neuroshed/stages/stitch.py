@@ -69,10 +69,10 @@ class Stitch(Stage):
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Up from the leaves to the root, and down again."""
-        own = self.fingerprint
+        own, pieces = self.fingerprint, self.fragments
         return (
-            *climb(own, self.grids, needs(self.fragments, low=(1, 1, 1))),
-            *descend(own, self.grids, own),
+            *climb(own, self.grids, (*needs(pieces, low=(1, 1, 1)), *needs(pieces.source))),
+            *descend(own, self.grids, own, needs(pieces)),
         )
 
     @property

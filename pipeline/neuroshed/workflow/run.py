@@ -65,7 +65,7 @@ def run_stages(
     """
     begin = time.monotonic()
     # Nothing is written but by the one who holds the journal.
-    with _storage_errors(run_folder, again), Journal(run_folder) as journal:
+    with _told(run_folder, again), Journal(run_folder) as journal:
         for name, text in (files or {}).items():
             replace_file(run_folder / name, text.encode())
         progress = execute(journal, stages, cluster, watch)
@@ -79,8 +79,8 @@ def run_stages(
 
 
 @contextmanager
-def _storage_errors(run_folder: Path, again: str) -> Iterator[None]:
-    """Say in one line what the file system would not do."""
+def _told(run_folder: Path, again: str) -> Iterator[None]:
+    """Say in one line what the file system would not do, or that the cluster is gone."""
     try:
         yield
     except StorageFullError as error:
@@ -88,8 +88,11 @@ def _storage_errors(run_folder: Path, again: str) -> Iterator[None]:
     except OSError as error:
         if is_disk_full(error):
             raise StorageFullError(f"no space left for run {run_folder} ({error}); free some, then {again}") from error
-        if error.errno is None or error.filename is None:
-            raise
+        if error.errno is None:
+            # No file has to do with it: Dask's connections end in such errors.
+            raise RunFailedError(
+                f"run {run_folder} lost its Dask scheduler ({error}); start it, then {again}"
+            ) from error
         raise WorkflowError(
             f"run folder {run_folder} cannot be written ({error.strerror}: {error.filename}); "
             "choose another or mend its permissions"

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuroshed.kernels.relabel import look_up, relabel
+
+lookups = st.dictionaries(st.integers(1, 2**64 - 1), st.integers(0, 2**64 - 1), min_size=1, max_size=20)
+
+
+def columns(table: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    keys = sorted(table)
+    return np.array(keys, np.uint64), np.array([table[key] for key in keys], np.uint64)
+
+
+@given(lookups, st.data())
+def test_equals_a_dictionary(table: dict[int, int], data: st.DataObject) -> None:
+    labels = data.draw(st.lists(st.sampled_from([0, *table]), min_size=1, max_size=30))
+    found = relabel(np.array(labels, np.uint64).reshape(1, 1, -1), *columns(table))
+    assert found.ravel().tolist() == [table[label] if label else 0 for label in labels]
+
+
+def test_a_label_without_an_entry_is_never_guessed() -> None:
+    keys, values = columns({5: 1, 9: 2})
+    with pytest.raises(KeyError, match="label 7 has no entry"):
+        relabel(np.array([[[5, 7, 9]]], np.uint64), keys, values)
+
+
+@given(lookups, st.lists(st.integers(1, 2**64 - 1), max_size=20))
+def test_look_up_leaves_what_it_does_not_know(table: dict[int, int], ids: list[int]) -> None:
+    values, found = look_up(np.array(ids, np.uint64), *columns(table))
+    assert values.tolist() == [table.get(i, i) for i in ids]
+    assert found.tolist() == [i in table for i in ids]
