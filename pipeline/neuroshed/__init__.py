@@ -22,7 +22,7 @@ from neuroshed.geometry import Box
 
 if TYPE_CHECKING:
     from neuroshed.api import evaluate, import_volume, init, plan, resume, run, status, train
-    from neuroshed.demo import demo
+    from neuroshed.showcase import demo
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,5 +52,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
-        return getattr(import_module("neuroshed.demo" if name == "demo" else "neuroshed.api"), name)
+        return getattr(import_module("neuroshed.showcase" if name == "demo" else "neuroshed.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

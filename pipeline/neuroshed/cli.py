@@ -69,8 +69,8 @@ def demo(output: Path, thresholds: tuple[str, ...], fresh: bool, cluster: str | 
 
     Example: neuroshed demo --output demo --threshold 0.3 --threshold 0.5
     """
-    from neuroshed.demo import clear
-    from neuroshed.demo import demo as run_demo
+    from neuroshed.showcase import clear
+    from neuroshed.showcase import demo as run_demo
 
     if fresh:
         clear(output)

@@ -82,7 +82,7 @@ def read_node(path: Path, *names: str) -> tuple[Columns, ...]:
 
 
 def _checksum(values: npt.NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(values), zlib.crc32(values.dtype.name.encode()))
+    return zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(values.dtype.name.encode()))
 
 
 def _sealed(checksums: dict[str, int]) -> bytes:

@@ -1,4 +1,8 @@
-"""The main job on a real volume that ships with the package: from an image to scored neurons and a picture."""
+"""`neuroshed.demo`: the main job on a real volume that ships with the package, from an image to scored neurons and a
+picture.
+
+A module of the function's own name would hide it: importing `neuroshed.demo` would replace what `neuroshed.demo` is.
+"""
 
 from __future__ import annotations
 
