@@ -118,8 +118,8 @@ def test_runs_killed_at_any_instant_end_in_the_bytes_of_one_left_alone(
     arguments = settings(affinities, killed, cluster="local:2")
     total = sum(BLOCKS.values())
     done = 0
-    for number in range(3):
-        target = rng.randrange(done + 1, done + (total - done) // (4 - number) + 2)
+    for number in range(2):
+        target = rng.randrange(done + 1, done + (total - done) // (3 - number) + 2)
         done = kill_after(arguments, killed, target, environment)
         assert done >= target
         assert neuroshed.status(killed)["status"] in ("unfinished", "done")
@@ -131,6 +131,26 @@ def test_runs_killed_at_any_instant_end_in_the_bytes_of_one_left_alone(
     assert {*events.values()} == {1}
     assert events.total() == total
     assert contents(killed) == contents(alone)
+
+
+def test_runs_interrupted_again_and_again_end_in_the_same_bytes(affinities: Path, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    rng = random.Random(os.urandom(8))
+    done = 0
+    for _ in range(3):
+        target = done + rng.randrange(1, sum(BLOCKS.values()) // 4)
+
+        def interrupt(progress: Any, target: int = target) -> None:
+            if sum(count.done for count in progress.stages.values()) >= target:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            neuroshed.run("segment", settings(affinities, output), watch=interrupt)
+        done = done_events(output).total()
+        assert done >= target
+    assert run(affinities, output)["restored_blocks"] == done
+    assert {*done_events(output).values()} == {1}
+    assert contents(output) == contents(alone)
 
 
 def test_only_what_depends_on_a_parameter_is_done_again(affinities: Path, output: Path) -> None:

@@ -89,9 +89,12 @@ def test_settings_that_cannot_be(extra: list[str], words: list[str], settings: l
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (np.random.default_rng(0).random((8, 8, 8)).astype(np.float32), ["is float32", "uint8 or uint16", "--range"]),
-        (np.full((8, 8, 8), np.nan, np.float32), ["is float32", "uint8 or uint16"]),
-        (np.zeros((8, 8, 8), np.int16), ["is int16", "uint8 or uint16"]),
+        (
+            np.random.default_rng(0).random((8, 8, 8)).astype(np.float32),
+            ["is float32", "integers of 8 or 16 bits", "--range"],
+        ),
+        (np.full((8, 8, 8), np.nan, np.float32), ["is float32", "integers of 8 or 16 bits"]),
+        (np.zeros((8, 8, 8), np.int32), ["is int32", "integers of 8 or 16 bits"]),
         (np.full((8, 8, 8), 7, np.uint8), ["is constant", "hold only 7", "check that it was written whole"]),
         (np.zeros((3, 8, 8, 8), np.uint8), ["has 3 channels", "needed is one"]),
     ],
