@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from neuroshed.errors import InputError
+from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Vec
-from neuroshed.stages.base import Stage, Step
+from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.identity import volume_identity
 from neuroshed.storage.volumes import Volume, open_volume
 
@@ -59,6 +59,14 @@ class Affinities(Stage):
     def steps(self) -> tuple[Step, ...]:
         """None: the data is there."""
         return ()
+
+    def run(self, step: str, index: Vec) -> Done:
+        """Never called, since there are no steps; raises `BlockError`."""
+        raise BlockError(f"affinities {self.path} are given; there is no step {step!r} to run at block {index}")
+
+    def memory_bytes(self, step: str) -> int:
+        """Nothing is computed."""
+        return 0
 
     @cached_property
     def affinities(self) -> Volume:

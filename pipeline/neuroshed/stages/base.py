@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +50,7 @@ class Done:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-class Stage(BaseModel):
+class Stage(BaseModel, ABC):
     """Base of all stages. Subclasses set `kind`, `version`, `steps` and `run`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
@@ -87,25 +88,25 @@ class Stage(BaseModel):
         return self.run_folder / f"{self.kind}-{self.fingerprint[:12]}"
 
     @property
+    @abstractmethod
     def steps(self) -> tuple[Step, ...]:
         """The passes of this stage, each after those it needs; none for data that is there already."""
-        raise NotImplementedError(f"{type(self).__name__} does not say its steps")
 
     def prepare(self) -> None:
         """Create what blocks write into. Called once by the coordinator before the first block; may be called again."""
         for step in self.steps:
             make_folder(self.folder / (step.name or "blocks"))
 
+    @abstractmethod
     def run(self, step: str, index: Vec) -> Done:
         """Compute and write one block. Outputs stand whole at their final place, synced to disk, before it returns.
 
         Raises `BlockError` if the block's data cannot give a result.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how to run a block")
 
+    @abstractmethod
     def memory_bytes(self, step: str) -> int:
         """Predicted peak memory of one block's task, in bytes, beyond what an idle worker holds."""
-        raise NotImplementedError(f"{type(self).__name__} does not predict its memory")
 
     def node_path(self, step: str, index: Vec) -> Path:
         """Where a block or tree node keeps its tables."""

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def _read_page(page: Any, name: Hashable, lock: threading.Lock, cache: PieceCach
     """Fill `plane` with the part of a page in `box`, decoding only the strips or tiles that it touches."""
     window = Box((0, *box.start[1:]), (1, *box.stop[1:]))
     for number, place in _pieces(page, window):
-        piece = cache.get((name, number), lambda n=number: _decode_piece(page, n, lock))  # type: ignore[misc]
+        piece = cache.get((name, number), partial(_decode_piece, page, number, lock))
         part = Box(place, (1, place[1] + piece.shape[0], place[2] + piece.shape[1])).intersect(window)
         plane[part.slices(window.start)[1:]] = piece[part.slices(place)[1:]]
 

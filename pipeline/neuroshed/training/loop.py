@@ -106,7 +106,7 @@ def _learn(net: UNet, optimiser: torch.optim.Optimizer, batch: Batch, step: int,
             f"kept in {_checkpoints(config)}: lower learning_rate and train with --from one of them"
         )
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(net.parameters(), config.gradient_clip)
     optimiser.step()
     return value

@@ -29,7 +29,7 @@ def _decimal_text(value: Any) -> str:
     """
     try:
         exact = Decimal(str(value))
-        within = 0 <= exact <= 1 and exact.as_tuple().exponent >= -MAX_DECIMALS  # type: ignore[operator]
+        within = 0 <= exact <= 1 and int(exact.as_tuple().exponent) >= -MAX_DECIMALS
     except (InvalidOperation, TypeError):
         within = False
     if not within:
