@@ -48,10 +48,15 @@ def size_rule(
     roots = np.arange(sizes.size, dtype=np.int64)
     sizes, open_ = sizes.copy(), touching.copy()
     kept = np.zeros(keys.size, dtype=np.bool_)
-    order = np.argsort(keys)[::-1]
+    order = falling_order(keys)
     _join_picked(roots, sizes, open_, left, right, joined)
     _join_small(roots, sizes, open_, left, right, order, kept, small)
     return SizeRule(roots, sizes, open_, kept)
+
+
+def falling_order(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Indices of edges from the strongest to the weakest. No two edges of a volume have the same key."""
+    return np.argsort(keys)[::-1]
 
 
 @numba.njit(cache=True, nogil=True)
