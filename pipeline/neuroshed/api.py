@@ -17,6 +17,7 @@ from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.evaluate import Contingency, evaluate_tables
 from neuroshed.stages.imports import Import
+from neuroshed.storage.files import sync_path
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow import config as workflows
 from neuroshed.workflow import run as runs
@@ -84,29 +85,27 @@ def import_volume(
     """Bring a TIFF, HDF5, PNG or NumPy volume in as OME-Zarr, block by block; returns the path of the new volume.
 
     `voxel_size` and `offset` are in nm, z y x; `intensity` (low, high) rescales to uint8, as floating-point images
-    need. Broken off, the same call goes on. Raises `InputError` for a source that cannot be imported,
-    `WorkflowError` if the target is there already.
+    need. The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError`
+    for a source that cannot be imported, `WorkflowError` if the target is there already.
     """
     goal = Path(target).expanduser().resolve()
+    if goal.exists():
+        raise WorkflowError(f"target {goal} exists already; choose another or remove it")
     # Beside the target, so that a second call finds what the first one did, and gone at the end.
     run_folder = goal.with_name(f".{goal.name}.import")
     stage = Import.of(
         run_folder,
         Path(source).expanduser(),
-        goal,
+        goal.name,
         voxel_size,
         offset=offset,
         dataset=dataset,
         intensity=intensity,
         block_shape=block_shape,
     )
-    fresh = not run_folder.exists()
-    try:
-        runs.run_stages(run_folder, [stage], cluster or ClusterConfig(), watch, again="the same import goes on")
-    except WorkflowError:
-        if fresh:
-            shutil.rmtree(run_folder, ignore_errors=True)
-        raise
+    runs.run_stages(run_folder, [stage], cluster or ClusterConfig(), watch, again="the same import goes on")
+    stage.target.rename(goal)
+    sync_path(goal.parent)
     shutil.rmtree(run_folder)
     return goal
 

@@ -39,7 +39,7 @@ def demo(
     image, truth = folder / "image.zarr", folder / "truth.zarr"
     with resources.as_file(resources.files("neuroshed") / "assets" / "demo" / "fib25.h5") as source:
         for dataset, target in (("raw", image), ("labels", truth)):
-            if not target.exists() or target.with_name(f".{target.name}.import").exists():
+            if not target.exists():
                 # Three small blocks: threads of this process are enough.
                 api.import_volume(
                     source,

@@ -9,7 +9,9 @@ import pytest
 import tifffile
 from numpy.testing import assert_array_equal
 
-from neuroshed.errors import BlockError, InputError, WorkflowError
+import neuroshed
+from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.errors import BlockError, InputError, RunFailedError, WorkflowError
 from neuroshed.stages.imports import Import, default_block_shape
 from neuroshed.storage.sources import open_source
 from neuroshed.storage.volumes import open_volume
@@ -31,7 +33,7 @@ def run_all(stage, seed=0):
 
 
 def plan(tmp_path, source, **options):
-    return Import.of(tmp_path / "run", source, tmp_path / "out" / "a.zarr", SIZE, **options)
+    return Import.of(tmp_path / "run", source, "a.zarr", SIZE, **options)
 
 
 def sections(path, data):
@@ -72,7 +74,7 @@ def test_blocks_in_any_order_give_the_whole_volume(tmp_path, name, block_shape):
     stage = plan(tmp_path, SOURCES[name](tmp_path, data), block_shape=block_shape, offset=(80.0, 0.0, 4.0))
     assert run_all(stage) == data.size
     volume = open_volume(stage.report()["volume"])
-    assert volume.path == tmp_path / "out" / "a.zarr"
+    assert volume.path == stage.target
     assert (volume.voxel_size, volume.offset) == (SIZE, (80.0, 0.0, 4.0))
     assert volume.shard_shape == stage.block_shape
     assert volume.dtype == np.uint16
@@ -141,15 +143,40 @@ def test_a_source_that_changed_since_is_refused(tmp_path):
         stage.run("", (0, 0, 0))
 
 
-def test_a_target_that_is_not_ours_is_never_written(tmp_path):
+def test_another_source_never_meets_the_blocks_of_the_first(tmp_path):
     first = plan(tmp_path, npy(tmp_path / "a.npy", labels()))
     run_all(first)
-    first.prepare()
     second = plan(tmp_path, npy(tmp_path / "b.npy", labels() + np.uint16(3)))
-    with pytest.raises(WorkflowError, match=r"a\.zarr exists already; choose another or remove it"):
-        second.prepare()
+    second.prepare()
+    assert second.target != first.target
     volume = open_volume(first.target)
     assert_array_equal(volume.read(volume.box), labels())
+
+
+def test_an_import_is_seen_when_it_is_whole(tmp_path, monkeypatch):
+    """What was broken off must never be taken for an image with black parts."""
+    source, target = npy(tmp_path / "a.npy", labels()), tmp_path / "a.zarr"
+    options = {"block_shape": (8, 64, 64), "cluster": ClusterConfig(kind="in-process", workers=1)}
+    run = Import.run
+
+    def fail_once(self, step, index):
+        if index == (0, 1, 0):
+            raise BlockError("no such luck")
+        return run(self, step, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Import, "run", fail_once)
+        with pytest.raises(RunFailedError, match="no such luck"):
+            neuroshed.import_volume(source, target, SIZE, **options)
+    assert not target.exists()
+    progress = []
+    neuroshed.import_volume(source, target, SIZE, watch=progress.append, **options)
+    assert progress[0].restored > 0
+    volume = open_volume(target)
+    assert_array_equal(volume.read(volume.box), labels())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.zarr"]
+    with pytest.raises(WorkflowError, match=r"a\.zarr exists already; choose another or remove it"):
+        neuroshed.import_volume(source, target, SIZE, **options)
 
 
 def test_what_cannot_be_imported_is_refused_when_planned(tmp_path):
@@ -157,7 +184,7 @@ def test_what_cannot_be_imported_is_refused_when_planned(tmp_path):
         plan(tmp_path, npy(tmp_path / "a.npy", np.zeros((2, 2, 2))))
     with pytest.raises(InputError, match="no dataset 'raw'; there are: labels"):
         plan(tmp_path, hdf5(tmp_path / "a.h5", labels()), dataset="raw")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neuroshed.errors import BlockError, WorkflowError
+from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.files import make_folder, replace_file
+from neuroshed.storage.files import make_folder
 from neuroshed.storage.sections import CACHE_BYTES
 from neuroshed.storage.sources import Source, open_source
 from neuroshed.storage.volumes import CHUNK_SIDE, Volume, create_volume
@@ -26,14 +26,14 @@ WIDEST_SIDE = 4096
 
 
 class Import(Stage):
-    """A TIFF, PNG, HDF5 or NumPy volume, written as an OME-Zarr image or label volume at `target`."""
+    """A TIFF, PNG, HDF5 or NumPy volume, written as an OME-Zarr image or label volume."""
 
     kind: Literal["import"] = "import"
     source: Path
     dataset: str | None = None
     """Array inside an HDF5 file; None: its only 3-D one."""
-    target: Path
-    """Folder of the new volume, outside the run's folder: it is the user's."""
+    name: str
+    """Name of the new volume, as it stands in its metadata."""
     voxel_size: tuple[float, float, float]
     """nm, z y x."""
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -53,7 +53,7 @@ class Import(Stage):
         cls,
         run_folder: Path,
         source: Path,
-        target: Path,
+        name: str,
         voxel_size: tuple[float, float, float],
         *,
         offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
@@ -67,7 +67,7 @@ class Import(Stage):
             run_folder=run_folder,
             source=opened.path,
             dataset=dataset,
-            target=target.resolve(),
+            name=name,
             voxel_size=voxel_size,
             offset=offset,
             block_shape=block_shape or default_block_shape(opened),
@@ -94,6 +94,11 @@ class Import(Stage):
             raise BlockError(f"{self.source} has changed since the import was planned; import it again to a new target")
         return open_source(self.source, self.dataset, intensity=self.intensity, check=False)
 
+    @property
+    def target(self) -> Path:
+        """Where the new volume grows, in the stage's own folder: the caller moves it when it is whole."""
+        return self.folder / self.name
+
     @cached_property
     def volume(self) -> Volume:
         """The new volume."""
@@ -112,13 +117,8 @@ class Import(Stage):
         return (*super().marks, self.target)
 
     def prepare(self) -> None:
-        """Create the new volume. Raises `WorkflowError` if the target is there and not from this import."""
-        mark = self.folder / "target.json"
-        if self.target.exists() and not mark.exists():
-            raise WorkflowError(f"target {self.target} exists already; choose another or remove it")
-        # Before the volume: after a crash between the two, the volume is still known to be ours.
+        """Create the new volume."""
         make_folder(self.folder)
-        replace_file(mark, json.dumps({"target": str(self.target)}).encode())
         assert self.volume.writable
 
     def run(self, step: str, index: Vec) -> Done:
