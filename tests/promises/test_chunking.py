@@ -24,7 +24,7 @@ from .reference import Settings, segment_whole
 
 
 @pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A running multi-process cluster under TLS, and the address that a workflow names."""
     security = Security.temporary()
     keys = {
@@ -43,6 +43,7 @@ def scheduler() -> Iterator[str]:
             security=security,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
+            local_directory=str(tmp_path_factory.mktemp("workers")),
         ) as cluster,
         dask.config.set(keys),
     ):

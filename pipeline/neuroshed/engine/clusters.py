@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -87,6 +88,7 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
             return
         processes = config.kind == "local"
         with (
+            tempfile.TemporaryDirectory(prefix="neuroshed-workers-") as scratch,
             LocalCluster(
                 n_workers=workers if processes else 1,
                 threads_per_worker=1 if processes else workers,
@@ -95,6 +97,7 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
                 host="127.0.0.1" if processes else None,
                 dashboard_address="127.0.0.1:0",
                 worker_dashboard_address="127.0.0.1:0",
+                local_directory=scratch,
                 silence_logs=50,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
