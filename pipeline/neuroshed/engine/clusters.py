@@ -89,6 +89,8 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
         processes = config.kind == "local"
         with (
             tempfile.TemporaryDirectory(prefix="neuroshed-workers-") as scratch,
+            # In-process workers take their folder from here alone.
+            dask.config.set({"temporary-directory": scratch}),
             LocalCluster(
                 n_workers=workers if processes else 1,
                 threads_per_worker=1 if processes else workers,
