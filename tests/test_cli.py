@@ -163,6 +163,17 @@ def test_init_writes_a_copy_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(file.name for file in tmp_path.iterdir()) == ["my.yaml", "segment.yaml"]
 
 
+def test_import_of_floats_in_blocks(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.linspace(0, 2, 4 * 4 * 4).reshape(4, 4, 4))
+    given = [tmp_path / "a.npy", tmp_path / "a.zarr", "--voxel-size", 1, 1, 1, "--cluster", "in-process:1"]
+    assert "--range LOW HIGH" in refusal("import", *given)
+    result = call("import", *given, "--range", 0, 1, "--block", 2, 4, 4)
+    assert result.exit_code == 0, result.output
+    volume = open_volume(tmp_path / "a.zarr")
+    assert (volume.dtype, volume.shard_shape) == (np.uint8, (2, 4, 4))
+    assert volume.read(volume.box).ravel()[[0, 16, 40]].tolist() == [0, 130, 255]
+
+
 def test_import_and_its_mistakes(tmp_path: Path) -> None:
     data = np.arange(6 * 7 * 8, dtype=np.uint16).reshape(6, 7, 8)
     with h5py.File(tmp_path / "stack.h5", "w") as file:

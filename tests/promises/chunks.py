@@ -49,7 +49,12 @@ def write_affinities(path: Path, affinities: np.ndarray) -> Path:
 
 
 def segment_stage(
-    run_folder: Path, affinities: Path, block_shape: Vec, settings: Settings, region: Box | None = None
+    run_folder: Path,
+    affinities: Path,
+    block_shape: Vec,
+    settings: Settings,
+    region: Box | None = None,
+    shard_shape: Vec | None = None,
 ) -> Segment:
     source = Affinities.of(run_folder, affinities)
     fragments = Fragments(
@@ -57,7 +62,7 @@ def segment_stage(
         source=source,
         region=region or Box.of_shape(source.volume_shape),
         block_shape=block_shape,
-        shard_shape=block_shape,
+        shard_shape=shard_shape or block_shape,
         low=settings.low,
         high=settings.high,
     )

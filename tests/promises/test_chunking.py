@@ -153,6 +153,14 @@ def test_crowded_volumes_equal_the_reference(seed: int, tmp_path: Path) -> None:
     assert_same(outputs(segment), affinities, settings)
 
 
+def test_blocks_of_several_shards_equal_the_reference(tmp_path: Path) -> None:
+    affinities, block, settings = crowded_case(0)
+    path = write_affinities(tmp_path / "affinities.zarr", affinities)
+    segment = segment_stage(tmp_path / "run", path, block, settings, shard_shape=(3, 2, 6))
+    run_inline(segment, random.Random(0))
+    assert_same(outputs(segment), affinities, settings)
+
+
 def depends_on_blocks(case: tuple[np.ndarray, Vec, Settings], seed: int, folder: Path) -> bool:
     """Whether the engine, as it is patched now, gives other labels in blocks than in one block."""
     affinities, block, settings = case

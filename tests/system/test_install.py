@@ -69,10 +69,10 @@ def test_the_installed_demo(command: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_demo_computes_nothing_but_scores(command: Path, tmp_path: Path) -> None:
-    for expected in (0, None):
-        done = subprocess.run(
-            [command, "demo", "--output", "out", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+    restored = []
+    for options in ([], [], ["--fresh"]):
+        arguments = [command, "demo", "--output", "out", "--json", *options]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
         result = json.loads(done.stdout)
-        total = sum(row["blocks"] for row in result["stages"].values())
-        assert result["restored_blocks"] == (total if expected is None else expected)
+        restored.append(result["restored_blocks"])
+    assert restored == [0, sum(row["blocks"] for row in result["stages"].values()), 0]

@@ -108,6 +108,11 @@ class Stage(BaseModel, ABC):
     def memory_bytes(self, step: str) -> int:
         """Predicted peak memory of one block's task, in bytes, beyond what an idle worker holds."""
 
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the arrays that the stage writes, before compression; tables are small beside them."""
+        return 0
+
     def node_path(self, step: str, index: Vec) -> Path:
         """Where a block or tree node keeps its tables."""
         return self.folder / (step or "blocks") / ("_".join(map(str, index)) + ".parquet")

@@ -62,8 +62,12 @@ class Fragments(Stage):
     @cached_property
     def pieces(self) -> Volume:
         """Piece ids, uint64."""
+        return self.label_volume(self.path)
+
+    def label_volume(self, path: Path) -> Volume:
+        """A volume of uint64 ids on this stage's grid, for this stage and those after it."""
         return create_volume(
-            self.path,
+            path,
             shape=self.source.volume_shape,
             dtype=np.uint64,
             shard_shape=self.shard_shape,
@@ -74,7 +78,7 @@ class Fragments(Stage):
     def prepare(self) -> None:
         """Create the volume of pieces and the folder of picks."""
         super().prepare()
-        assert self.pieces.writable
+        _ = self.pieces
 
     def run(self, step: str, index: Vec) -> Done:
         """Watershed of one block."""
@@ -84,6 +88,11 @@ class Fragments(Stage):
         self.pieces.write(box, pieces, self.region)
         write_node(self.node_path(step, index), {"picks": {"key": crossing}})
         return Done(box.size)
+
+    @property
+    def output_bytes(self) -> int:
+        """Eight bytes a voxel of the region."""
+        return 8 * self.region.size
 
     def memory_bytes(self, step: str) -> int:
         """Affinities as stored and as read, union-find, pieces and their compressed copy."""

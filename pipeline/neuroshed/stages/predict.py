@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec, add, mul
 from neuroshed.model.inference import Lattice, Precision, predict_box, predicted_bytes, read_box
 from neuroshed.stages.affinities import NEAREST
@@ -88,7 +89,7 @@ class Predict(Stage):
 
     def prepare(self) -> None:
         """Create the volume of affinities; there are no tables."""
-        assert self.affinities.writable
+        _ = self.affinities
 
     def run(self, step: str, index: Vec) -> Done:
         """Affinities of one block."""
@@ -109,6 +110,11 @@ class Predict(Stage):
         )
         self.affinities.write(box, affinities)
         return Done(box.size)
+
+    @property
+    def output_bytes(self) -> int:
+        """Three bytes a voxel of whole blocks."""
+        return 3 * self.grid.box.size
 
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""
@@ -131,5 +137,5 @@ def _load(model: str, weights_sha256: str) -> Model:
     """The network, once a process; the checksum is part of the cache's key, so a changed file is read anew."""
     loaded = load_model(model)
     if loaded.weights_sha256 != weights_sha256:
-        raise ValueError(f"model {model} changed since the run was planned; put it back or plan a new run")
+        raise BlockError(f"model {model} changed since the run was planned; put it back or plan a new run")
     return loaded

@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from neuroshed.geometry import Grid, Vec
 from neuroshed.kernels.agglomerate import Merges, cut, integer_threshold
 from neuroshed.kernels.relabel import relabel
@@ -16,7 +14,7 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
 from neuroshed.storage.nodes import read_node, write_node
-from neuroshed.storage.volumes import Volume, create_volume
+from neuroshed.storage.volumes import Volume
 
 
 class Segment(Stage):
@@ -46,17 +44,7 @@ class Segment(Stage):
     def segmentations(self) -> dict[str, Volume]:
         """Segment ids, uint64, by threshold."""
         fragments = self.agglomerate.graph.stitch.fragments
-        return {
-            threshold: create_volume(
-                self.path(threshold),
-                shape=fragments.source.volume_shape,
-                dtype=np.uint64,
-                shard_shape=fragments.shard_shape,
-                voxel_size=fragments.source.voxel_size,
-                offset=fragments.source.offset,
-            )
-            for threshold in self.thresholds
-        }
+        return {threshold: fragments.label_volume(self.path(threshold)) for threshold in self.thresholds}
 
     @property
     def marks(self) -> tuple[Path, ...]:
@@ -66,7 +54,7 @@ class Segment(Stage):
     def prepare(self) -> None:
         """Create the segmentation volumes and the folders of nodes."""
         super().prepare()
-        assert all(volume.writable for volume in self.segmentations.values())
+        _ = self.segmentations
 
     def run(self, step: str, index: Vec) -> Done:
         """Answer the children of a node, or paint a block."""
@@ -90,6 +78,11 @@ class Segment(Stage):
         for threshold, final in answers.items():
             self.segmentations[threshold].write(box, relabel(labels, ids, final), stitch.fragments.region)
         return Done(box.size)
+
+    @property
+    def output_bytes(self) -> int:
+        """Eight bytes a voxel of the region, for every threshold."""
+        return self.agglomerate.graph.stitch.output_bytes * len(self.thresholds)
 
     def memory_bytes(self, step: str) -> int:
         """Fragments, as stored and read, one segmentation, its padded shard and its compressed copy."""

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec
 from neuroshed.kernels.graph import INSIDE, contacts, faces_touched, group_pairs, read_box
 from neuroshed.kernels.order import key_affinity
@@ -34,7 +35,7 @@ from neuroshed.stages.octree import (
     select,
 )
 from neuroshed.storage.nodes import Columns, read_node, write_node
-from neuroshed.storage.volumes import Volume, create_volume
+from neuroshed.storage.volumes import Volume
 
 
 class Node(NamedTuple):
@@ -83,15 +84,7 @@ class Stitch(Stage):
     @cached_property
     def labels(self) -> Volume:
         """Fragment ids, uint64."""
-        pieces = self.fragments
-        return create_volume(
-            self.path,
-            shape=pieces.source.volume_shape,
-            dtype=np.uint64,
-            shard_shape=pieces.shard_shape,
-            voxel_size=pieces.source.voxel_size,
-            offset=pieces.source.offset,
-        )
+        return self.fragments.label_volume(self.path)
 
     @property
     def marks(self) -> tuple[Path, ...]:
@@ -101,7 +94,7 @@ class Stitch(Stage):
     def prepare(self) -> None:
         """Create the volume of fragments and the folders of nodes."""
         super().prepare()
-        assert self.labels.writable
+        _ = self.labels
 
     def run(self, step: str, index: Vec) -> Done:
         """One node on the way up or down."""
@@ -113,6 +106,11 @@ class Stitch(Stage):
         node = self._parent(level, index) if level else self._leaf(index)
         self._solve(node, step, index)
         return Done(box.size if level == 0 else 0)
+
+    @property
+    def output_bytes(self) -> int:
+        """Eight bytes a voxel of the region."""
+        return self.fragments.output_bytes
 
     def memory_bytes(self, step: str) -> int:
         """Leaves: pieces, affinities and the list of contacts, taken as two for each voxel."""
@@ -244,7 +242,8 @@ def _between_fragments(cross: Columns, faces: Columns) -> Columns:
     ends: list[npt.NDArray[np.uint64]] = []
     for side in ("upper", "lower"):
         fragment, found = look_up(cross[side], pieces, fragments)
-        assert found.all(), "every piece of an edge across a face is on that face"
+        if not found.all():
+            raise BlockError(f"piece {cross[side][~found][0]} of an edge across a face is not on that face")
         ends.append(fragment)
     left, right = np.minimum(*ends), np.maximum(*ends)
     return {"left": left, "right": right, "key": cross["key"], "joined": cross["joined"]}

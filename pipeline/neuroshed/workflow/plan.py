@@ -52,7 +52,7 @@ class Plan:
                 "fingerprint": stage.fingerprint[:12],
                 "blocks": sum(len(step.grid) for step in stage.steps),
                 "memory_bytes": max(stage.memory_bytes(step.name) for step in stage.steps),
-                "output_bytes": _output_bytes(stage),
+                "output_bytes": stage.output_bytes,
             }
             for stage in self.stages
             if stage.steps
@@ -200,16 +200,3 @@ def _torch_version() -> str:
     import torch
 
     return str(torch.__version__)
-
-
-def _output_bytes(stage: Stage) -> int:
-    """Bytes of a stage's arrays before compression."""
-    if isinstance(stage, Predict):
-        return 3 * stage.grid.box.size
-    if isinstance(stage, Fragments):
-        return 8 * stage.region.size
-    if isinstance(stage, Stitch):
-        return 8 * stage.fragments.region.size
-    if isinstance(stage, Segment):
-        return 8 * stage.agglomerate.graph.stitch.fragments.region.size * len(stage.thresholds)
-    return 0
