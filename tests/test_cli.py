@@ -57,7 +57,19 @@ def test_every_command_has_help_with_an_example(command: str, flag: str) -> None
 
 
 def test_every_verb_is_a_documented_function() -> None:
-    assert COMMANDS == ["demo", "evaluate", "import", "init", "plan", "resume", "run", "status", "train"]
+    assert COMMANDS == [
+        "cut",
+        "demo",
+        "evaluate",
+        "import",
+        "init",
+        "plan",
+        "resume",
+        "run",
+        "status",
+        "train",
+        "verify",
+    ]
     for command in COMMANDS:
         function = getattr(neuroshed, "import_volume" if command == "import" else command)
         assert callable(function)
@@ -91,7 +103,7 @@ def test_a_run_from_start_to_end(affinities: Path, tmp_path: Path, monkeypatch: 
     given = arguments(affinities, Path("run1"))
     planned = call("plan", *given, "--json")
     assert json.loads(planned.stdout)["voxels"] == 6 * 8 * 8
-    assert "graph" in call("plan", *given).stdout
+    assert "agglomerate" in call("plan", *given).stdout
     assert not Path("run1").exists()
     assert "holds no run" in refusal("status", "run1")
     assert "holds no run" in refusal("resume", "run1")
@@ -106,14 +118,14 @@ def test_a_run_from_start_to_end(affinities: Path, tmp_path: Path, monkeypatch: 
 
     told = call("run", *given)
     assert told.exit_code == 0
-    assert "done: 0 blocks computed, 6 were done before" in told.stdout
+    assert "done: 0 blocks computed, 4 were done before" in told.stdout
     assert f"segmentation at 0.5: {volume.path}" in told.stdout
     for verb in ("status", "resume"):
         again = call(verb, "run1", "--json")
         assert again.exit_code == 0
         found = json.loads(again.stdout)
         assert found["segmentations"] == summary["segmentations"]
-        assert found["restored_blocks"] == 6
+        assert found["restored_blocks"] == 4
     assert "segment" in call("status", "run1").stdout
     assert call("resume", "run1").exit_code == 0
 
@@ -157,7 +169,7 @@ def test_init_writes_a_copy_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     text = Path("segment.yaml").read_text()
     assert "# a shipped model by name" in text
     assert "segment.yaml exists already; choose another name or remove it" in refusal("init")
-    assert "neither a file nor one of segment, train" in refusal("init", "other")
+    assert "neither a file nor one of segment, stitch, train" in refusal("init", "other")
     assert "cannot be written" in refusal("init", "segment", "missing/folder.yaml")
     assert Path("segment.yaml").read_text() == text
     assert sorted(file.name for file in tmp_path.iterdir()) == ["my.yaml", "segment.yaml"]

@@ -21,12 +21,13 @@ from neuroshed.errors import (
 from neuroshed.geometry import Box
 
 if TYPE_CHECKING:
-    from neuroshed.api import evaluate, import_volume, init, plan, resume, run, status, train
+    from neuroshed.api import cut, evaluate, import_volume, init, plan, resume, run, status, train, verify
     from neuroshed.showcase import demo
 
 __version__ = "0.1.0"
 __all__ = [
     # verbs
+    "cut",
     "demo",
     "evaluate",
     "import_volume",
@@ -36,6 +37,7 @@ __all__ = [
     "run",
     "status",
     "train",
+    "verify",
     # values and errors
     "Box",
     "BlockError",

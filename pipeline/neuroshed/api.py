@@ -20,7 +20,9 @@ from neuroshed.stages.imports import Import
 from neuroshed.storage.files import sync_path
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow import config as workflows
+from neuroshed.workflow import cut as cuts
 from neuroshed.workflow import run as runs
+from neuroshed.workflow import verify as verifying
 from neuroshed.workflow.plan import make_plan
 
 PathLike = str | os.PathLike[str]
@@ -55,6 +57,36 @@ def resume(run_folder: PathLike, watch: Watcher = quiet) -> Summary:
 def status(run_folder: PathLike) -> Summary:
     """How a run stands: the summary from its folder alone. Never disturbs a coordinator at work."""
     return runs.status(Path(run_folder).resolve())
+
+
+def cut(
+    run_folder: PathLike,
+    thresholds: Sequence[str | float] = (),
+    *,
+    fragments: bool = False,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = quiet,
+) -> Summary:
+    """Write more segmentations of a run, at other thresholds, from the merges that it has recorded, and the unmerged
+    fragments if asked. No other stage is touched. Returns and raises as `run`.
+    """
+    return cuts.cut(Path(run_folder).resolve(), thresholds, fragments, cluster, watch)
+
+
+def verify(
+    run_folder: PathLike,
+    *,
+    blocks: int | None = 3,
+    seed: int = 0,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = quiet,
+) -> Summary:
+    """Compute some blocks of each step of a run again (None: all), and compare them with what stands.
+
+    Returns how many blocks of each step were equal. Raises `RunFailedError`, with the failures in its `summary`, if any
+    differs or cannot be computed again. The run's own files are only read.
+    """
+    return verifying.verify(Path(run_folder).resolve(), blocks, seed, cluster, watch)
 
 
 def init(name: str, target: PathLike) -> Path:

@@ -20,7 +20,7 @@ from rich.console import Console
 from neuroshed import __version__
 from neuroshed.errors import NeuroshedError
 from neuroshed.geometry import Box
-from neuroshed.terminal import Bars, print_plan, print_scores, print_status, print_summary
+from neuroshed.terminal import Bars, print_plan, print_scores, print_status, print_summary, print_verified
 
 
 def _command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,6 +158,47 @@ def resume(run_folder: str, as_json: bool) -> None:
     with Bars() as bars:
         summary = api.resume(run_folder, bars)
     _show(summary, as_json, print_summary)
+
+
+@main.command()
+@click.argument("run_folder")
+@click.option("--threshold", "thresholds", multiple=True, help="Score in 0..1 at which to cut. Repeatable.")
+@click.option("--fragments", is_flag=True, help="Also write the fragments before any merge.")
+@_CLUSTER
+@_JSON
+@_command
+def cut(run_folder: str, thresholds: tuple[str, ...], fragments: bool, cluster: str | None, as_json: bool) -> None:
+    """Write the segmentation of the run in RUN_FOLDER at other thresholds; no other stage is touched.
+
+    Example: neuroshed cut run1 --threshold 0.4
+    """
+    from neuroshed import api
+
+    with Bars() as bars:
+        summary = api.cut(run_folder, thresholds, fragments=fragments, cluster=_cluster(cluster), watch=bars)
+    _show(summary, as_json, print_summary)
+
+
+@main.command()
+@click.argument("run_folder")
+@click.option("--blocks", type=click.IntRange(min=1), default=3, show_default=True, help="Blocks of each step.")
+@click.option("--all", "everything", is_flag=True, help="All blocks instead.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which blocks are picked.")
+@_CLUSTER
+@_JSON
+@_command
+def verify(run_folder: str, blocks: int, everything: bool, seed: int, cluster: str | None, as_json: bool) -> None:
+    """Compute some blocks of each stage of the run in RUN_FOLDER again, and compare them with what stands.
+
+    Example: neuroshed verify run1 --blocks 10
+    """
+    from neuroshed import api
+
+    with Bars() as bars:
+        summary = api.verify(
+            run_folder, blocks=None if everything else blocks, seed=seed, cluster=_cluster(cluster), watch=bars
+        )
+    _show(summary, as_json, print_verified)
 
 
 @main.command(name="import")

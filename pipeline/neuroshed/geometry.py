@@ -173,6 +173,15 @@ class Grid:
         return levels
 
 
+def meeting_level(a: Vec, b: Vec) -> int:
+    """The lowest octree level at which two blocks, given by their indices, are in one node.
+
+    >>> meeting_level((0, 0, 0), (0, 0, 1)), meeting_level((0, 0, 1), (0, 0, 2)), meeting_level((5, 1, 1), (5, 1, 1))
+    (1, 2, 0)
+    """
+    return max((i ^ j).bit_length() for i, j in zip(a, b, strict=True))
+
+
 def as_vec(value: int | Vec) -> Vec:
     """A triple; a single number stands for all three axes."""
     return (value, value, value) if isinstance(value, int) else value

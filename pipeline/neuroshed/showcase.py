@@ -55,6 +55,7 @@ def demo(
         f"output={folder / 'run'}",
         f"block_shape={list(BLOCK_SHAPE)}",
         f"thresholds={[str(threshold) for threshold in thresholds]}",
+        "keep=[fragments]",
     ]
     summary = api.run("segment", [*settings, f"cluster={used.model_dump_json()}"], watch)
     scores = {threshold: api.evaluate(path, truth, watch=watch) for threshold, path in summary["segmentations"].items()}

@@ -40,8 +40,8 @@ class Bars:
         """Show the state of a run (an `engine.coordinator.Progress`)."""
         for fingerprint, counts in progress.stages.items():
             if fingerprint not in self._tasks:
-                kind = progress.kinds[fingerprint]
-                self._tasks[fingerprint] = self._bars.add_task(kind, total=counts.total, note="", start=False)
+                title = progress.titles[fingerprint]
+                self._tasks[fingerprint] = self._bars.add_task(title, total=counts.total, note="", start=False)
             task = self._tasks[fingerprint]
             if counts.done or counts.running:
                 self._bars.start_task(task)
@@ -85,10 +85,12 @@ def print_status(summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['run']}: {summary['status']}")
     for column in ("stage", "done", "of", "failed", "task seconds"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for kind, row in summary["stages"].items():
-        table.add_row(kind, f"{row['done']:,}", f"{row['blocks']:,}", f"{row['failed']:,}", f"{row['seconds']:,.1f}")
+    for title, row in summary["stages"].items():
+        table.add_row(title, f"{row['done']:,}", f"{row['blocks']:,}", f"{row['failed']:,}", f"{row['seconds']:,.1f}")
     console = Console()
     console.print(table)
+    for alarm in summary["alarms"]:
+        console.print(f"ALARM: {alarm}", markup=False, highlight=False)
     for failure in summary["failures"][:10]:
         where = f"{failure['stage']} {failure['step']} {failure['block']}"
         console.print(f"failed: {where}: {failure['error']}", markup=False, highlight=False)
@@ -103,11 +105,22 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['wall_seconds']:.1f} s",
         highlight=False,
     )
+    for alarm in summary["alarms"]:
+        console.print(f"ALARM: {alarm}", markup=False, highlight=False)
     for name in ("affinities", "fragments"):
         if name in summary:
             console.print(f"{name}: {summary[name]}", markup=False, highlight=False)
     for threshold, path in summary.get("segmentations", {}).items():
         console.print(f"segmentation at {threshold}: {path}", markup=False, highlight=False)
+
+
+def print_verified(summary: dict[str, Any]) -> None:
+    """How many blocks of each step were computed again, all equal."""
+    console = Console(soft_wrap=True)
+    for title, row in summary["stages"].items():
+        console.print(f"{title}: {row['done']:,} blocks equal", highlight=False)
+    for title in summary["unfinished"]:
+        console.print(f"not verified, since it is not done: {title}", highlight=False)
 
 
 def print_scores(scores: dict[str, dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuroshed.kernels.order import MAX_VOXELS, edge_key, hash56, key_affinity, voxel_rank
+from neuroshed.kernels.order import MAX_VOXELS, edge_key, edge_keys, hash56, hash64, key_affinity
 
 from ..promises.reference import edge_hash, voxel_hash
 
@@ -17,7 +17,7 @@ def test_hash_is_that_of_the_reference(index: int) -> None:
 
 @given(st.integers(0, 2**64 - 1))
 def test_rank_is_that_of_the_reference(index: int) -> None:
-    assert int(voxel_rank(np.array([index], np.uint64))[0]) == voxel_hash(index)
+    assert int(hash64(np.uint64(index))) == voxel_hash(index)
 
 
 def test_hash_can_be_undone() -> None:
@@ -40,6 +40,12 @@ def test_hash_can_be_undone() -> None:
 def test_a_key_holds_its_affinity(affinity: int, voxel: int, channel: int) -> None:
     key = edge_key(np.uint8(affinity), np.uint64(voxel), np.uint64(channel))
     assert int(key_affinity(np.array([key], np.uint64))[0]) == affinity
+
+
+def test_keys_of_arrays_are_those_of_single_edges() -> None:
+    affinities, voxels = np.array([0, 7, 255], np.uint8), np.array([5, 2**40, 12], np.uint64)
+    keys = [edge_key(a, v, np.uint64(1)) for a, v in zip(affinities, voxels, strict=True)]
+    assert edge_keys(affinities, voxels, 1).tolist() == keys
 
 
 @pytest.mark.parametrize("affinity", [1, 200])

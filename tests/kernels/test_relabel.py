@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuroshed.kernels.relabel import look_up, relabel
+from neuroshed.kernels.relabel import look_up, paint
 
 lookups = st.dictionaries(st.integers(1, 2**64 - 1), st.integers(0, 2**64 - 1), min_size=1, max_size=20)
 
@@ -15,17 +15,16 @@ def columns(table: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(keys, np.uint64), np.array([table[key] for key in keys], np.uint64)
 
 
-@given(lookups, st.data())
-def test_equals_a_dictionary(table: dict[int, int], data: st.DataObject) -> None:
-    labels = data.draw(st.lists(st.sampled_from([0, *table]), min_size=1, max_size=30))
-    found = relabel(np.array(labels, np.uint64).reshape(1, 1, -1), *columns(table))
-    assert found.ravel().tolist() == [table[label] if label else 0 for label in labels]
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.data())
+def test_painting_equals_indexing(values: list[int], data: st.DataObject) -> None:
+    labels = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=30))
+    found = paint(np.array(labels, np.uint32).reshape(1, 1, -1), np.array(values, np.uint64))
+    assert found.ravel().tolist() == [values[label] for label in labels]
 
 
 def test_a_label_without_an_entry_is_never_guessed() -> None:
-    keys, values = columns({5: 1, 9: 2})
-    with pytest.raises(KeyError, match="label 7 has no entry"):
-        relabel(np.array([[[5, 7, 9]]], np.uint64), keys, values)
+    with pytest.raises(KeyError, match="label 2 has no entry among 2"):
+        paint(np.array([[[0, 1, 2]]], np.uint32), np.array([0, 5], np.uint64))
 
 
 @given(lookups, st.lists(st.integers(1, 2**64 - 1), max_size=20))

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from neuroshed.engine.coordinator import ordered
-from neuroshed.engine.readiness import Readiness
+from neuroshed.engine.readiness import Readiness, Task
 from neuroshed.geometry import Box, Vec
-from neuroshed.kernels.agglomerate import integer_threshold
+from neuroshed.kernels.merging import integer_threshold
 from neuroshed.stages.affinities import NEAREST, Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.fragments import Fragments
-from neuroshed.stages.graph import Graph
 from neuroshed.stages.segment import Segment
-from neuroshed.stages.stitch import Stitch
+from neuroshed.stages.semantics import Semantics
 from neuroshed.storage.volumes import create_volume
 
 from .reference import Settings
@@ -48,15 +48,17 @@ def write_affinities(path: Path, affinities: np.ndarray) -> Path:
     return path
 
 
-def segment_stage(
+def segment_stages(
     run_folder: Path,
-    affinities: Path,
+    affinities: Path | Affinities,
     block_shape: Vec,
     settings: Settings,
     region: Box | None = None,
     shard_shape: Vec | None = None,
-) -> Segment:
-    source = Affinities.of(run_folder, affinities)
+    semantics: Semantics | None = None,
+) -> list[Segment]:
+    """The last stages: the unmerged fragments, and a segmentation at each threshold."""
+    source = affinities if isinstance(affinities, Affinities) else Affinities.of(run_folder, affinities)
     fragments = Fragments(
         run_folder=run_folder,
         source=source,
@@ -65,19 +67,38 @@ def segment_stage(
         shard_shape=shard_shape or block_shape,
         low=settings.low,
         high=settings.high,
+        small=settings.small,
+        histograms=settings.score.startswith("quantile_"),
+        dust=settings.dust,
+        smooth=settings.smooth,
+        bias=settings.bias,
     )
-    stitch = Stitch(run_folder=run_folder, fragments=fragments, small=settings.small, dust=settings.dust)
     agglomerate = Agglomerate(
         run_folder=run_folder,
-        graph=Graph(run_folder=run_folder, stitch=stitch),
+        fragments=fragments,
+        score=settings.score,
         lowest=integer_threshold(Fraction(settings.lowest)),
+        max_size=settings.max_size,
+        semantics=semantics,
     )
-    return Segment(run_folder=run_folder, agglomerate=agglomerate, thresholds=settings.thresholds)
+    return [
+        Segment(run_folder=run_folder, agglomerate=agglomerate, threshold=threshold)
+        for threshold in ("fragments", *settings.thresholds)
+    ]
 
 
-def run_inline(last: Stage, order: random.Random) -> None:
-    """Run every block in this process, in a random one of the orders that readiness allows."""
-    stages = {stage.fingerprint: stage for stage in ordered([last])}
+def run_once(stage: Stage, task: Task) -> bool:
+    """Run a block; returns that it is done."""
+    stage.run(task.step, task.index)
+    return True
+
+
+def run_inline(last: Sequence[Stage], order: random.Random, attempt: Callable[[Stage, Task], bool] = run_once) -> None:
+    """Run every block in this process, in a random one of the orders that readiness allows.
+
+    `attempt` runs a block and says whether it is done; if not, it gets another turn.
+    """
+    stages = {stage.fingerprint: stage for stage in ordered(last)}
     for stage in stages.values():
         stage.prepare()
     readiness = Readiness([(stage.fingerprint, step) for stage in stages.values() for step in stage.steps])
@@ -85,14 +106,14 @@ def run_inline(last: Stage, order: random.Random) -> None:
     ready = list(readiness.take(1 << 30))
     while ready:
         task = ready.pop(order.randrange(len(ready)))
-        stages[task.fingerprint].run(task.step, task.index)
-        readiness.finish(task)
-        ready += readiness.take(1 << 30)
+        if attempt(stages[task.fingerprint], task):
+            readiness.finish(task)
+            ready += readiness.take(1 << 30)
+        else:
+            ready.append(task)
     assert all(count.done == count.total for count in readiness.counts().values())
 
 
-def outputs(segment: Segment) -> dict[str, np.ndarray]:
+def outputs(segments: Sequence[Segment]) -> dict[str, np.ndarray]:
     """Fragments and the segmentation at every threshold."""
-    labels = segment.agglomerate.graph.stitch.labels
-    found = {"fragments": labels.read(labels.box)}
-    return found | {t: volume.read(volume.box) for t, volume in segment.segmentations.items()}
+    return {segment.threshold: segment.labels.read(segment.labels.box) for segment in segments}

@@ -19,9 +19,9 @@ import neuroshed
 from neuroshed.cli import main
 from neuroshed.errors import BlockError, RunFailedError, StorageFullError, WorkflowError
 from neuroshed.geometry import Vec
+from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done
 from neuroshed.stages.fragments import Fragments
-from neuroshed.stages.graph import Graph
 from neuroshed.storage import files, nodes
 from neuroshed.storage.journal import Journal, read_journal
 
@@ -46,7 +46,7 @@ def settings(affinities: Path, tmp_path: Path) -> list[str]:
         f"output={tmp_path / 'run'}",
         f"block_shape={list(BLOCK)}",
         "cluster=in-process:2",
-        "stitch.small=10",
+        "fragments.small=10",
     ]
 
 
@@ -92,14 +92,13 @@ def test_a_bad_block_is_set_aside_and_the_rest_goes_on(settings: list[str], tmp_
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
     done = {kind: (row["done"], row["failed"]) for kind, row in summary["stages"].items()}
-    # A leaf of the stitch tree reads the lower neighbours too: the bad block holds back itself and the upper ones.
+    # A leaf of the tree reads the lower neighbours too: the bad block holds back itself and the upper ones.
     upper = 1 * 1 * 3
     assert done == {
         "fragments": (LEAVES - 1, 1),
-        "stitch": (LEAVES - upper + 1, 0),
-        "graph": (0, 0),
-        "agglomerate": (0, 0),
-        "segment": (0, 0),
+        "agglomerate": (LEAVES - upper + 1, 0),
+        "segment 0.3": (0, 0),
+        "segment 0.5": (0, 0),
     }
     (failure,) = summary["failures"]
     assert failure["block"] == [1, 1, 1]
@@ -157,11 +156,11 @@ def test_every_block_of_a_stage_may_fail(settings: list[str]) -> None:
         raise MemoryError
 
     with pytest.MonkeyPatch.context() as patch:
-        sabotage(patch, broken, Graph)
-        with pytest.raises(RunFailedError, match=f"{LEAVES} blocks of run .+ stage graph") as caught:
+        sabotage(patch, broken, Agglomerate)
+        with pytest.raises(RunFailedError, match=f"{LEAVES} blocks of run .+ stage agglomerate") as caught:
             neuroshed.run("segment", settings)
-    assert caught.value.summary["stages"]["graph"]["failed"] == LEAVES
-    assert caught.value.summary["stages"]["agglomerate"]["done"] == 0
+    assert caught.value.summary["stages"]["agglomerate"]["failed"] == LEAVES
+    assert caught.value.summary["stages"]["segment 0.3"]["done"] == 0
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -301,7 +300,7 @@ def test_a_scheduler_that_goes_away_is_told_and_the_run_goes_on_later(settings: 
                 # Until the connections are gone.
                 closing.join(1)
 
-        sabotage(patch, close, Graph)
+        sabotage(patch, close, Agglomerate)
         with pytest.raises(
             RunFailedError, match=r"lost its Dask scheduler .+; start it, then `neuroshed resume"
         ) as caught:

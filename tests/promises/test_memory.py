@@ -64,16 +64,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("kind", "step"), [("fragments", ""), ("stitch", "up0"), ("stitch", "down0"), ("graph", ""), ("segment", "down0")]
-)
+@pytest.mark.parametrize(("kind", "step"), [("fragments", ""), ("agglomerate", "up0"), ("segment", "down0")])
 def test_a_block_takes_no_more_than_predicted(kind: str, step: str, runs: list[dict[str, Path]]) -> None:
     files = [str(run[kind]) for run in runs]
     done = subprocess.run([sys.executable, "-c", MEASURE, *files, step], capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout)
     predicted = load_stage(runs[1][kind]).memory_bytes(step)
-    # Too much by far would be no prediction either.
-    assert predicted / 8 < measured <= predicted
+    # Too much by far would be no prediction either, beyond an allowance for what is there whatever the block.
+    assert measured <= predicted < max(8 * measured, 64 << 20)
 
 
 def test_every_stage_predicts(runs: list[dict[str, Path]]) -> None:

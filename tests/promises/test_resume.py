@@ -25,7 +25,8 @@ from .chunks import random_affinities, write_affinities
 SHAPE, BLOCK = (10, 12, 16), (4, 4, 4)
 LEAVES, INNER = 3 * 3 * 4, 2 * 2 * 2 + 1
 TREE = LEAVES + INNER
-BLOCKS = {"fragments": LEAVES, "stitch": 2 * TREE, "graph": LEAVES, "agglomerate": TREE, "segment": TREE}
+
+BLOCKS = {"fragments": LEAVES, "agglomerate": TREE, "segment 0.3": TREE, "segment 0.5": TREE}
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,8 @@ def settings(affinities: Path, output: Path, *extra: str, cluster: str = "in-pro
         f"output={output}",
         f"block_shape={list(BLOCK)}",
         f"cluster={cluster}",
-        "stitch.small=10",
-        "stitch.dust=0",
+        "fragments.small=10",
+        "fragments.dust=0",
         *extra,
     ]
 
@@ -156,10 +157,13 @@ def test_runs_interrupted_again_and_again_end_in_the_same_bytes(affinities: Path
 def test_only_what_depends_on_a_parameter_is_done_again(affinities: Path, output: Path) -> None:
     assert computed(run(affinities, output)) == 0
     assert computed(neuroshed.resume(output)) == 0
-    assert computed(run(affinities, output, "thresholds=[0.4]")) == BLOCKS["segment"]
-    changed = run(affinities, output, "stitch.small=20")
-    assert computed(changed) == sum(BLOCKS.values()) - BLOCKS["fragments"]
-    assert computed(run(affinities, output, "agglomerate.lowest_threshold=0.1")) == 2 * TREE
+    # A new threshold costs one relabelling, beside another one too.
+    assert computed(run(affinities, output, "thresholds=[0.4]")) == TREE
+    assert computed(run(affinities, output, "thresholds=[0.6, 0.4, 0.3]")) == TREE
+    changed = run(affinities, output, "fragments.small=20")
+    assert computed(changed) == sum(BLOCKS.values())
+    assert computed(run(affinities, output, "agglomerate.lowest_threshold=0.1")) == 3 * TREE
+    assert computed(run(affinities, output, "agglomerate.score=max")) == 3 * TREE
     # All results are still there, so going back costs nothing.
     assert computed(run(affinities, output)) == 0
     assert {*done_events(output).values()} == {1}
@@ -170,11 +174,11 @@ def test_outputs_that_were_removed_are_not_believed(affinities: Path, alone: Pat
     shutil.rmtree(segmentation)
     assert neuroshed.status(output)["status"] == "unfinished"
     assert not segmentation.exists()
-    assert computed(run(affinities, output)) == BLOCKS["segment"]
+    assert computed(run(affinities, output)) == TREE
     # What still stands stays, what is computed again waits for what it reads.
-    for folder in (segmentation.parent, next(output.glob("stitch-*"))):
+    for folder in (segmentation.parent, next(output.glob("agglomerate-*"))):
         shutil.rmtree(folder)
-    assert computed(neuroshed.resume(output)) == BLOCKS["segment"] + BLOCKS["stitch"]
+    assert computed(neuroshed.resume(output)) == 2 * TREE
     assert contents(output) == contents(alone)
     assert computed(run(affinities, output)) == 0
 

@@ -9,8 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import yaml
+import zarr
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
@@ -28,11 +30,14 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder: an image and a truth, cut from the demo volume."""
+    """A user's folder: an image and a truth, cut from the demo volume, and affinities of the truth."""
     with h5py.File(str(resources.files("neuroshed") / "assets" / "demo" / "fib25.h5")) as demo:
         for file, dataset in (("stack.h5", "raw"), ("truth.h5", "labels")):
             with h5py.File(tmp_path / file, "w") as target:
                 target[dataset] = demo[dataset][:70, :70, :]
+        labels = demo["labels"][:70, :70, :].astype(np.int64)
+    edges = [np.diff(labels, axis=axis, prepend=-1) == 0 for axis in (2, 1, 0)]
+    zarr.save_array(tmp_path / "aff.zarr", np.stack(edges).astype(np.float32))
     return tmp_path
 
 
@@ -62,7 +67,7 @@ def test_commands(folder: Path) -> None:
         run.append(command.split()[1])
         if command.startswith("neuroshed init train"):
             shorten_training(folder / "train.yaml")
-    assert run == ["import", "plan", "run", "status", "resume", "import", "evaluate", "init", "train"]
+    assert run == ["import", "plan", "run", "status", "resume", "cut", "import", "evaluate", "run", "init", "train"]
 
 
 def test_python(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.errors import WorkflowError
-from neuroshed.kernels.agglomerate import integer_threshold
+from neuroshed.kernels.merging import integer_threshold
 from neuroshed.workflow.config import Workflow, load, parse, shipped
 
 GIVEN = {"image": "a.zarr", "output": "run1"}
@@ -32,11 +32,18 @@ def test_the_shipped_workflow_holds_the_defaults() -> None:
     assert {name: getattr(loaded, name) for name in defaults(Workflow)} == defaults(Workflow)
 
 
-def test_the_shipped_workflow_shows_every_key() -> None:
-    text = shipped()["segment"].read_text()
+@pytest.mark.parametrize(
+    ("workflow", "others"),
+    [("segment", {"affinities", "convention"}), ("stitch", {"image", "model", "predict"})],
+)
+def test_the_shipped_workflows_show_every_key(workflow: str, others: set[str]) -> None:
+    text = shipped()[workflow].read_text()
     written = yaml.safe_load(text)
     for name, field in Workflow.model_fields.items():
-        assert name in written or f"# {name}:" in text or name == "affinities"
+        if name in others:
+            assert name not in written
+            continue
+        assert name in written or f"# {name}:" in text
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not ClusterConfig:
             assert all(key in written[name] or f"# {key}:" in text for key in inner.model_fields)
@@ -61,9 +68,21 @@ def test_the_shipped_workflow_shows_every_key() -> None:
         ("predict.intensity=[10, 99.5]", "predict.intensity", (10.0, 99.5)),
         ("fragments.low=0.05", "fragments.low", "0.05"),
         ("fragments.high=1.0", "fragments.high", "1"),
-        ("stitch.small=0", "stitch.small", 0),
-        ("stitch.dust=7", "stitch.dust", 7),
+        ("fragments.small=0", "fragments.small", 0),
+        ("fragments.dust=7", "fragments.dust", 7),
         ("agglomerate.lowest_threshold=0", "agglomerate.lowest_threshold", "0"),
+        ("agglomerate.score=max", "agglomerate.score", "max"),
+        ("agglomerate.score=quantile_75", "agglomerate.score", "quantile_75"),
+        ("agglomerate.max_size=1000", "agglomerate.max_size", 1000),
+        ("agglomerate.alarm_share=0.1", "agglomerate.alarm_share", 0.1),
+        ("fragments.smooth=1.5", "fragments.smooth", 1.5),
+        ("fragments.bias=-0.1", "fragments.bias", -0.1),
+        ("keep=[fragments]", "keep", ("fragments",)),
+        ("engine=waterz", "engine", "waterz"),
+        ("fragments.method=mutex", "fragments.method", "mutex"),
+        ("fragments.context=[1,2,3]", "fragments.context", (1, 2, 3)),
+        ("fragments.biases=[0, 0, 0]", "fragments.biases", (0, 0, 0)),
+        ("semantics={path: a.zarr, classes: [1, 7]}", "semantics.classes", (1, 7)),
     ],
 )
 def test_every_key_can_be_set(override: str, key: str, value: object) -> None:
@@ -90,7 +109,10 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["imge=a"], ["unknown key imge", "known are", "affinities, agglomerate, block_shape", "image"]),
-        (["stitch.smal=3"], ["unknown key stitch.smal", "known are dust, small"]),
+        (
+            ["fragments.smal=3"],
+            ["unknown key fragments.smal", "known are bias, biases, context, dust, high, low, method, small, smooth"],
+        ),
         (["cluster={kind: local, wrkers: 2}"], ["unknown key cluster.wrkers", "address, kind, workers"]),
         (["box={start: [0,0,0], stop: [1,1,1], end: 3}"], ["box", "end"]),
         (["block_shape=[64,64]"], ["block_shape", "got"]),
@@ -109,8 +131,25 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         (["thresholds=[0.3, 3e-1]"], ["thresholds", "name one twice"]),
         (["thresholds=[0.1]"], ["threshold 0.1 is below agglomerate.lowest_threshold 0.2", "lower that one"]),
         (["fragments.low=0.9", "fragments.high=0.5"], ["fragments.low 0.9 is above fragments.high 0.5"]),
-        (["stitch.small=-1"], ["stitch.small", "greater than or equal to 0", "got -1"]),
-        (["stitch=3"], ["stitch", "got 3"]),
+        (["fragments.small=-1"], ["fragments.small", "greater than or equal to 0", "got -1"]),
+        (["fragments=3"], ["fragments", "got 3"]),
+        (["agglomerate.score=median"], ["agglomerate.score", "known are mean, max, min", "'median'"]),
+        (["agglomerate.max_size=-1"], ["agglomerate.max_size", "got -1"]),
+        (["agglomerate.alarm_share=0"], ["agglomerate.alarm_share", "got 0"]),
+        (["fragments.smooth=9"], ["fragments.smooth", "less than or equal to 8", "got 9"]),
+        (["fragments.bias=2"], ["fragments.bias", "got 2"]),
+        (["semantics={path: a.zarr, classes: []}"], ["semantics.classes", "got []"]),
+        (["semantics={path: a.zarr, classes: [0]}"], ["semantics.classes.0", "got 0"]),
+        (["semantics={path: a.zarr, classes: [1, 1]}"], ["semantics", "name one twice"]),
+        (["semantics={path: a.zarr, classes: [1], clases: 2}"], ["unknown key semantics.clases", "classes, path"]),
+        (["convention.inverted=true"], ["convention is that of given affinities"]),
+        (["engine=waterz", "agglomerate.score=max"], ["'max' is none of waterz's", "quantile_P and quantile_P_max"]),
+        (["engine=waterz", "fragments.context=[16,16,0]"], ["joins nothing across the faces of blocks"]),
+        (["fragments.context=[-1,0,0]"], ["fragments.context", "0 or more, got [-1, 0, 0]"]),
+        (["engine=waterz", "fragments.method=mutex"], ["engine waterz has its own watershed"]),
+        (["engine=abiss"], ["engine", "'exact' or 'waterz'"]),
+        (["long_range=[[0,0,-9]]"], ["long_range channels are for fragments.method mutex of given affinities"]),
+        (["keep=[pieces]"], ["keep.0", "'pieces'"]),
         (["predict.batch_size=0"], ["predict.batch_size", "got 0"]),
         (["predict.device=tpu"], ["predict.device", "'auto', 'cpu' or 'cuda'", "got 'tpu'"]),
         (["predict.intensity=[9, 9]"], ["intensity", "low < high", "[9.0, 9.0]"]),
@@ -160,7 +199,7 @@ def test_files_that_are_no_workflow(content: bytes, words: list[str], tmp_path: 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     for name in ("segmnt", str(tmp_path)):
-        with pytest.raises(WorkflowError, match=r"neither a file nor one of segment, train"):
+        with pytest.raises(WorkflowError, match=r"neither a file nor one of segment, stitch, train"):
             load(name)
 
 

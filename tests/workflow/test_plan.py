@@ -52,16 +52,16 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(settings: list[str], tmp_p
     plan = neuroshed.plan("segment", settings)
     assert tree(tmp_path) == before
     assert [row["stage"] for row in plan["stages"]] == [
-        "predict", "fragments", "stitch", "graph", "agglomerate", "segment",
+        "predict", "fragments", "agglomerate", "segment 0.3", "segment 0.5",
     ]  # fmt: skip
     blocks = {row["stage"]: row["blocks"] for row in plan["stages"]}
-    assert blocks == {"predict": 8, "fragments": 8, "stitch": 18, "graph": 8, "agglomerate": 9, "segment": 9}
+    assert blocks == {"predict": 8, "fragments": 8, "agglomerate": 9, "segment 0.3": 9, "segment 0.5": 9}
     assert plan["voxels"] == 24 * 30 * 20
     assert plan["tree_levels"] == 2
     assert plan["suggested_block_multiple"] == [8, 8, 8]
     assert plan["redundant_compute"] == pytest.approx(1.5**3)
     assert all(row["memory_bytes"] > 0 for row in plan["stages"])
-    assert {row["stage"]: row["output_bytes"] for row in plan["stages"]}["segment"] == 2 * 8 * plan["voxels"]
+    assert {row["stage"]: row["output_bytes"] for row in plan["stages"]}["segment 0.3"] == 8 * plan["voxels"]
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_a_damaged_image(settings: list[str], image: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (np.zeros((3, 4, 4, 4), np.float32), ["are float32 with 3 channels", "needed are uint8"]),
-        (np.zeros((2, 4, 4, 4), np.uint8), ["are uint8 with 2 channels", "at least 3 channels"]),
-        (np.zeros((4, 4, 4), np.uint8), ["are uint8 with no channels"]),
+        (np.zeros((3, 4, 4, 4), np.uint16), ["uint16", "value_range"]),
+        (np.zeros((2, 4, 4, 4), np.uint8), ["no channel holds the edges of offset [0, 0, -1]"]),
+        (np.zeros((4, 4, 4), np.uint8), ["has 3 axes", "c, z, y, x"]),
     ],
 )
 def test_affinities_that_are_none(data: np.ndarray, words: list[str], write_image: Writer, tmp_path: Path) -> None:
@@ -168,7 +168,9 @@ def test_an_output_that_cannot_be_made(settings: list[str], tmp_path: Path) -> N
 
 
 def run(settings: list[str], *extra: str) -> dict[str, Any]:
-    return neuroshed.run("segment", [*settings, "cluster=in-process:2", "stitch.small=20", "stitch.dust=0", *extra])
+    return neuroshed.run(
+        "segment", [*settings, "cluster=in-process:2", "fragments.small=20", "fragments.dust=0", *extra]
+    )
 
 
 def arrays(summary: dict[str, Any]) -> list[np.ndarray]:
@@ -220,7 +222,7 @@ def test_the_full_run_uses_the_blocks_of_a_trial(settings: list[str], tmp_path: 
 def test_sixteen_bits_are_scaled_by_their_percentiles(settings: list[str], image: Path, write_image: Writer) -> None:
     pixels = open_volume(image).read(Box.of_shape((24, 30, 20)))
     wide = write_image("wide.zarr", pixels.astype(np.uint16) * 200 + 1000)
-    source = make_plan(load("segment", [*settings, f"image={wide}"])).segment.agglomerate.graph.stitch.fragments.source
+    source = make_plan(load("segment", [*settings, f"image={wide}"])).fragments.source
     low, high = np.percentile(pixels, [0.1, 99.9]) * 200 + 1000
     assert source.normalisation == pytest.approx((low, high), abs=400)
     narrow = arrays(run(settings, "predict.intensity=[0,255]", "box=[[0,0,0],[8,16,16]]"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,23 @@ class Progress:
     """State of a run, for whoever watches: blocks by stage, in the order of the flow, and failures so far."""
 
     stages: dict[str, Counts]
-    kinds: dict[str, str]
+    titles: dict[str, str]
     failures: list[Failure] = field(default_factory=list)
     restored: int = 0
     lost: list[str] = field(default_factory=list)
     """Stages of which blocks were done, but whose outputs somebody removed."""
     seconds: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Voxels and id of the largest segment so far, by stage, of stages that say so."""
+
+    def note(self, fingerprint: str, figures: Mapping[str, Any]) -> None:
+        """Take in the figures of a finished block."""
+        self.seconds[fingerprint] = self.seconds.get(fingerprint, 0.0) + figures["seconds"]
+        if "largest_voxels" in figures:
+            found = (figures["largest_voxels"], figures["largest_segment"])
+            # Of equals the one with the smaller id, whatever the order in which blocks end.
+            before = self.largest.get(fingerprint, (0, 0))
+            self.largest[fingerprint] = max(found, before, key=lambda size: (size[0], -size[1]))
 
 
 Watcher = Callable[[Progress], None]
@@ -74,14 +85,15 @@ def ordered(last: Sequence[Stage]) -> list[Stage]:
 def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progress]:
     """What the journal says of these stages. Blocks of a stage whose outputs were removed do not count as done."""
     readiness = Readiness([(stage.fingerprint, step) for stage in stages for step in stage.steps])
-    kinds = {stage.fingerprint: stage.kind for stage in stages}
-    progress = Progress({}, kinds)
+    titles = {stage.fingerprint: stage.title for stage in stages}
+    progress = Progress({}, titles)
     failures: dict[Task, Failure] = {}
     claimed = set()
     for event in read_journal(run_folder):
         if event["state"] == "lost":
             readiness.forget(event["stage"])
             progress.seconds.pop(event["stage"], None)
+            progress.largest.pop(event["stage"], None)
             claimed.discard(event["stage"])
             continue
         z, y, x = event["block"]
@@ -90,9 +102,9 @@ def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progr
             readiness.restore(task)
             claimed.add(task.fingerprint)
             failures.pop(task, None)
-            progress.seconds[task.fingerprint] = progress.seconds.get(task.fingerprint, 0.0) + event["seconds"]
+            progress.note(task.fingerprint, event)
         elif readiness.knows(task):
-            failures[task] = Failure(kinds[task.fingerprint], task.step, task.index, event["error"], event["trace"])
+            failures[task] = Failure(titles[task.fingerprint], task.step, task.index, event["error"], event["trace"])
     for stage in stages:
         if stage.fingerprint in claimed and not all(path.exists() for path in stage.marks):
             readiness.forget(stage.fingerprint)
@@ -242,15 +254,14 @@ class _Session:
     def _done(self, task: Task, outcome: Outcome) -> dict[str, Any]:
         key = (task.fingerprint, task.step)
         self.mean_seconds[key] = 0.8 * self.mean_seconds.get(key, outcome.seconds) + 0.2 * outcome.seconds
-        seconds = self.progress.seconds
-        seconds[task.fingerprint] = seconds.get(task.fingerprint, 0.0) + outcome.seconds
-        return _event(task, outcome, "done") | {"voxels": outcome.voxels} | outcome.figures
+        self.progress.note(task.fingerprint, {"seconds": outcome.seconds, **outcome.figures})
+        return _event(task, outcome, "done") | {"voxels": outcome.voxels} | dict(outcome.figures)
 
     def _failed(self, task: Task, outcome: Outcome) -> dict[str, Any]:
         self.readiness.fail(task)
         error = outcome.error or ""
-        kind = self.progress.kinds[task.fingerprint]
-        self.progress.failures.append(Failure(kind, task.step, task.index, error, outcome.trace))
+        title = self.progress.titles[task.fingerprint]
+        self.progress.failures.append(Failure(title, task.step, task.index, error, outcome.trace))
         return _event(task, outcome, "failed") | {"error": error, "trace": outcome.trace}
 
 

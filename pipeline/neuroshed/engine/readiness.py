@@ -41,13 +41,17 @@ class Readiness:
     """States of all blocks of a run, one byte each."""
 
     def __init__(self, steps: Sequence[tuple[str, Step]]) -> None:
-        """`steps` are (fingerprint of the stage, step), upstream before downstream."""
+        """`steps` are (fingerprint of the stage, step), upstream before downstream. What they need of stages that are
+        not among them counts as done.
+        """
         self._steps = {(fingerprint, step.name): step for fingerprint, step in steps}
         self._depth = {key: depth for depth, key in enumerate(self._steps)}
         self._states = {key: np.zeros(len(step.grid), np.uint8) for key, step in self._steps.items()}
         self._readers: dict[tuple[str, str], list[tuple[tuple[str, str], Need]]] = {key: [] for key in self._steps}
         for key, step in self._steps.items():
             for need in step.needs:
+                if (need.fingerprint, need.step) not in self._steps:
+                    continue
                 self._readers[need.fingerprint, need.step].append((key, need))
         self._queue: list[tuple[int, int, Task]] = []
 
@@ -131,6 +135,8 @@ class Readiness:
         box = step.grid.block_box(index)
         for need in step.needs:
             upstream = (need.fingerprint, need.step)
+            if upstream not in self._steps:
+                continue
             grid, states = self._steps[upstream].grid, self._states[upstream]
             if any(states[grid.position(i)] != DONE for i in grid.touching(box.grow(need.low, need.high))):
                 return

@@ -49,19 +49,31 @@ def edge_key(affinity: Any, upper_voxel: Any, channel: Any) -> Any:
     return (np.uint64(affinity) << _S56) | hash56(upper_voxel * np.uint64(3) + channel)
 
 
+def edge_keys(
+    affinities: npt.NDArray[np.uint8], upper_voxels: npt.NDArray[np.uint64], axis: int
+) -> npt.NDArray[np.uint64]:
+    """Keys of edges along one axis: `edge_key` for arrays, uint64."""
+    keys: npt.NDArray[np.uint64] = _edge_keys(affinities, upper_voxels, np.uint64(axis))
+    return keys
+
+
+@numba.njit(cache=True, nogil=True)
+def _edge_keys(affinities: Any, upper_voxels: Any, axis: Any) -> Any:
+    keys = np.empty(affinities.size, np.uint64)
+    for i in range(affinities.size):
+        keys[i] = edge_key(affinities[i], upper_voxels[i], axis)
+    return keys
+
+
 def key_affinity(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """The affinities in edge keys."""
     return (keys >> _S56).astype(np.uint8)
 
 
-def voxel_rank(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Bijective 64-bit hash of ids: who wins among clusters whose edges score the same.
-
-    >>> ranks = voxel_rank(np.arange(1000, dtype=np.uint64))
-    >>> len(np.unique(ranks))
-    1000
-    """
-    x = ids.copy()
+@numba.njit(cache=True, nogil=True)
+def hash64(index: Any) -> Any:
+    """Bijective hash of a uint64: who wins among clusters whose edges score the same."""
+    x = index
     x ^= x >> _T1
     x *= _L1
     x ^= x >> _T2

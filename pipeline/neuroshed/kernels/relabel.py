@@ -24,33 +24,25 @@ def look_up(ids: Ids, keys: Ids, values: Ids) -> tuple[Ids, npt.NDArray[np.bool_
     return np.where(found, values[place], ids), found
 
 
-def relabel(labels: Ids, keys: Ids, values: Ids) -> Ids:
-    """Replace every label (uint64, any shape) by the value of its key; 0 stays 0.
+def paint(labels: npt.NDArray[np.uint32], values: Ids) -> Ids:
+    """Each label, uint32 of any shape, replaced by its entry in `values`, uint64.
 
-    `keys` are sorted and unique. Raises KeyError for a non-zero label without a key: nothing is ever relabelled by
-    guess.
+    Raises KeyError for a label beyond the entries: nothing is ever relabelled by guess.
+
+    >>> paint(np.array([[0, 2]], np.uint32), np.array([0, 7, 9], np.uint64)).tolist()
+    [[0, 9]]
     """
-    out = np.zeros(labels.size, dtype=np.uint64)
-    missing = _relabel(labels.ravel(), keys, values, out)
-    if missing:
-        raise KeyError(f"label {missing} has no entry in the lookup")
-    return out.reshape(labels.shape)
+    out = np.empty(labels.shape, dtype=np.uint64)
+    beyond = _paint(labels.ravel(), values, out.ravel())
+    if beyond:
+        raise KeyError(f"label {beyond} has no entry among {values.size}")
+    return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _relabel(labels: Any, keys: Any, values: Any, out: Any) -> Any:
-    last, value = np.uint64(0), np.uint64(0)
+def _paint(labels: Any, values: Any, out: Any) -> Any:
     for i in range(labels.size):
-        label = labels[i]
-        # Runs of one label are long, so the last answer is nearly always right.
-        if label != last:
-            place = np.searchsorted(keys, label)
-            if label == 0:
-                value = np.uint64(0)
-            elif place == keys.size or keys[place] != label:
-                return label
-            else:
-                value = values[place]
-            last = label
-        out[i] = value
-    return np.uint64(0)
+        if labels[i] >= values.size:
+            return labels[i]
+        out[i] = values[labels[i]]
+    return np.uint32(0)

@@ -11,11 +11,17 @@ import numpy.typing as npt
 
 @numba.njit(cache=True, nogil=True)
 def find(roots: Any, i: Any) -> Any:
-    """Root of `i`, halving the path on the way (`roots`: int64, each at most its own index)."""
-    while roots[i] != i:
-        roots[i] = roots[roots[i]]
-        i = roots[i]
-    return i
+    """Root of `i`, halving the path on the way (`roots`: int32 or int64, each at most its own index)."""
+    # Indices without a sign: numba looks whether others count from the end, in the middle of a chain of loads.
+    at = np.uint64(i)
+    parent = roots[at]
+    while True:
+        beyond = roots[np.uint64(parent)]
+        if beyond == parent:
+            return parent
+        roots[at] = beyond
+        at = np.uint64(beyond)
+        parent = roots[at]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from neuroshed.geometry import Grid, Vec
 from neuroshed.storage.files import make_folder
+from neuroshed.storage.volumes import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Done:
     """What a finished block reports: the voxels it wrote and figures for the summary."""
 
     voxels: int
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stage(BaseModel, ABC):
@@ -64,6 +66,11 @@ class Stage(BaseModel, ABC):
     """Raised whenever the same parameters would give other bytes."""
     unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder"})
     """Fields that do not change any output byte."""
+
+    @property
+    def title(self) -> str:
+        """The stage's name in summaries; differs between stages of one kind in one run."""
+        return self.kind
 
     @property
     def upstream(self) -> tuple[Stage, ...]:
@@ -116,6 +123,10 @@ class Stage(BaseModel, ABC):
     def node_path(self, step: str, index: Vec) -> Path:
         """Where a block or tree node keeps its tables."""
         return self.folder / (step or "blocks") / ("_".join(map(str, index)) + ".parquet")
+
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The volumes that a step's blocks write."""
+        return ()
 
     @property
     def marks(self) -> tuple[Path, ...]:

@@ -1,18 +1,38 @@
-"""What the tree stages share: paths of node tables, needs up and down a tree, faces that stay outer."""
+"""What the tree stages share: needs up and down a tree, what enters a node, and answers on the way down."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from neuroshed.errors import BlockError
-from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.geometry import Grid, Vec
 from neuroshed.kernels.relabel import Ids, look_up
 from neuroshed.stages.base import Need, Stage, Step
 from neuroshed.storage.nodes import Columns, read_node
+
+
+class Entering(NamedTuple):
+    """What a tree node works on, by ids (uint64).
+
+    `nodes`, sorted by id: id, start and total (voxels, see `kernels.stitch`), rank, touching (the level below which it
+    reaches an outer face of its node), formed (score of its last merge); class and votes `(n, classes)` where segments
+    of different classes are kept apart. `gains`: id, key, voxels. `links`, for the size rule: left, right, key, joined.
+    `edges`: left, right, stats `(n, k)`. `cross`, edges to blocks below: upper (as it is now), lower (as its block
+    named it), level at which both are in one node, key, joined, stats. `names` of fragments that blocks above may have
+    edges to: leaf (as its block named it), id (as it is now), level.
+    """
+
+    nodes: Columns
+    gains: Columns
+    links: Columns
+    edges: Columns
+    cross: Columns
+    names: Columns
 
 
 def needs(stage: Stage, step: str = "", low: Vec = (0, 0, 0), high: Vec = (0, 0, 0)) -> tuple[Need, ...]:
@@ -54,28 +74,6 @@ def parent_of(index: Vec) -> Vec:
     """Index of the parent node."""
     z, y, x = (i // 2 for i in index)
     return z, y, x
-
-
-def outer_bits(child: Box, node: Box, region: Box) -> int:
-    """The face bits of a child box that lie on faces of the node's box with region beyond them.
-
-    >>> node, region = Box((0, 0, 0), (4, 2, 2)), Box((0, 0, 0), (8, 2, 2))
-    >>> f"{outer_bits(Box((2, 0, 0), (4, 2, 2)), node, region):06b}"
-    '000010'
-    """
-    bits = 0
-    for axis in range(3):
-        if child.start[axis] == node.start[axis] > region.start[axis]:
-            bits |= 1 << (2 * axis)
-        if child.stop[axis] == node.stop[axis] < region.stop[axis]:
-            bits |= 2 << (2 * axis)
-    return bits
-
-
-def entering(axis: npt.NDArray[np.uint8], child: Box, node: Box) -> npt.NDArray[np.bool_]:
-    """Which of a child's rows across its low faces (by `axis`) have both ends in the node's box."""
-    inside = np.array([a != b for a, b in zip(child.start, node.start, strict=True)], dtype=np.bool_)
-    return inside[axis]
 
 
 def concatenate(tables: Iterable[Columns]) -> Columns:

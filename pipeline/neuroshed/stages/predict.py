@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec, add, mul
@@ -87,6 +88,10 @@ class Predict(Stage):
         """The stage's file and the volume."""
         return (*super().marks, self.path)
 
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The affinities."""
+        return (self.affinities,)
+
     def prepare(self) -> None:
         """Create the volume of affinities; there are no tables."""
         _ = self.affinities
@@ -115,6 +120,15 @@ class Predict(Stage):
     def output_bytes(self) -> int:
         """Three bytes a voxel of whole blocks."""
         return 3 * self.grid.box.size
+
+    @property
+    def offsets(self) -> tuple[Vec, ...]:
+        """Offset of each channel that `read` gives."""
+        return NEAREST
+
+    def read(self, box: Box) -> npt.NDArray[np.uint8]:
+        """Affinities of a box that is predicted, uint8 `(3, z, y, x)`."""
+        return self.affinities.read(box)
 
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""

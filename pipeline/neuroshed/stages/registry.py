@@ -15,15 +15,26 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
-from neuroshed.stages.graph import Graph
 from neuroshed.stages.imports import Import
+from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
-from neuroshed.stages.stitch import Stitch
+from neuroshed.stages.verify import Verify
+from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.files import make_folder, replace_file
 
 AnyStage = Annotated[
-    Affinities | Agglomerate | Contingency | Fragments | Graph | Import | Predict | Segment | Stitch,
+    Affinities
+    | Agglomerate
+    | Contingency
+    | Fragments
+    | Import
+    | MutexFragments
+    | Predict
+    | Segment
+    | Verify
+    | WaterzFragments
+    | WaterzScores,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyStage)

@@ -1,29 +1,45 @@
-"""Merges to segments: the way down the tree, then each block paints itself, once for every threshold."""
+"""Merges to labels: the way down the tree, then each block paints itself."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from neuroshed.geometry import Grid, Vec
-from neuroshed.kernels.agglomerate import Merges, cut, integer_threshold
-from neuroshed.kernels.relabel import relabel
+from neuroshed.kernels.merging import clusters_at, integer_threshold
+from neuroshed.kernels.relabel import paint
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
-from neuroshed.storage.nodes import read_node, write_node
+from neuroshed.stages.settle import NEVER
+from neuroshed.storage.nodes import Columns, read_node, write_node
 from neuroshed.storage.volumes import Volume
+
+FRAGMENTS = "fragments"
 
 
 class Segment(Stage):
-    """The segmentation at each threshold: fragments joined by the merges that score at least it."""
+    """The segmentation at one threshold: fragments joined by the merges that score at least it."""
 
     kind: Literal["segment"] = "segment"
+    version = 2
     agglomerate: Agglomerate
-    thresholds: tuple[str, ...]
-    """Affinities in 0..1 as decimal text, so that they are exact."""
+    threshold: str
+    """A score in 0..1 as decimal text, so that it is exact; or `fragments`, which paints them unmerged."""
+    alarm_share: float = 1.0
+    """Share of the region's voxels above which the largest segment is reported as a likely false merge."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "alarm_share"})
+
+    @property
+    def title(self) -> str:
+        """What sets this stage apart from those of other thresholds."""
+        return f"{self.kind} {self.threshold}"
 
     @cached_property
     def grids(self) -> list[Grid]:
@@ -33,62 +49,91 @@ class Segment(Stage):
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """From the root down to the blocks."""
-        agglomerate = self.agglomerate
-        return descend(self.fingerprint, self.grids, agglomerate.fingerprint, needs(agglomerate.graph.stitch, "down0"))
+        below = self.agglomerate
+        return descend(self.fingerprint, self.grids, below.fingerprint, needs(below.fragments))
 
-    def path(self, threshold: str) -> Path:
-        """Where the segmentation at a threshold is."""
-        return self.folder / f"{threshold}.zarr"
+    @property
+    def path(self) -> Path:
+        """Where the labels are."""
+        return self.folder / f"{self.threshold}.zarr"
 
     @cached_property
-    def segmentations(self) -> dict[str, Volume]:
-        """Segment ids, uint64, by threshold."""
-        fragments = self.agglomerate.graph.stitch.fragments
-        return {threshold: fragments.label_volume(self.path(threshold)) for threshold in self.thresholds}
+    def labels(self) -> Volume:
+        """Segment (or fragment) ids, uint64."""
+        return self.agglomerate.fragments.label_volume(self.path)
 
     @property
     def marks(self) -> tuple[Path, ...]:
-        """The stage's file and the volumes."""
-        return (*super().marks, *(self.path(threshold) for threshold in self.thresholds))
+        """The stage's file and the volume."""
+        return (*super().marks, self.path)
+
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The labels, which the leaves write."""
+        return () if level_of(step) else (self.labels,)
 
     def prepare(self) -> None:
-        """Create the segmentation volumes and the folders of nodes."""
+        """Create the volume and the folders of nodes."""
         super().prepare()
-        _ = self.segmentations
+        _ = self.labels
 
     def run(self, step: str, index: Vec) -> Done:
         """Answer the children of a node, or paint a block."""
         level = level_of(step)
         node = self.agglomerate.node_path(f"up{level}", index)
-        entering, clusters, rows = read_node(node, "entering", "clusters", "merges")
-        ids, handed_up = entering["id"], clusters["id"]
-        merges = Merges(rows["left"], rows["right"], rows["score"])
+        entering, fragments, up, merges = read_node(node, "entering", "fragments", "nodes", "merges")
+        joined = self._joined(fragments, merges)
+        segments = np.concatenate([np.zeros(1, np.uint64), fragments["id"][joined]])[
+            np.searchsorted(fragments["id"], entering["fragment"], side="right")
+        ]
+        figures = self._largest(fragments, joined, up)
         top = level + 1 == len(self.grids)
         parent = None if top else self.node_path(f"down{level + 1}", parent_of(index))
-        answers = {
-            threshold: answer(cut(ids, merges, integer_threshold(Fraction(threshold))), handed_up, parent, threshold)
-            for threshold in self.thresholds
-        }
+        final = answer(segments, up["id"], parent, "segment")
         if level:
-            write_node(self.node_path(step, index), {"answers": {"id": ids, **answers}})
-            return Done(0)
-        stitch = self.agglomerate.graph.stitch
+            write_node(self.node_path(step, index), {"answers": {"id": entering["id"], "segment": final}})
+            return Done(0, figures)
         box = self.grids[0].block_box(index)
-        labels = stitch.labels.read(box)
-        for threshold, final in answers.items():
-            self.segmentations[threshold].write(box, relabel(labels, ids, final), stitch.fragments.region)
-        return Done(box.size)
+        below = self.agglomerate.fragments
+        values = np.concatenate([np.zeros(1, np.uint64), final])
+        self.labels.write(box, paint(below.labels.read(box), values), below.region)
+        return Done(box.size, figures)
+
+    @property
+    def _limit(self) -> int:
+        """Merges that score less do not count."""
+        return NEVER if self.threshold == FRAGMENTS else integer_threshold(Fraction(self.threshold))
+
+    def _joined(self, fragments: Columns, merges: Columns) -> npt.NDArray[np.int64]:
+        """For each fragment of a node the row of the smallest one that it is joined with."""
+        ids = fragments["id"]
+        left, right = (np.searchsorted(ids, merges[side]) for side in ("left", "right"))
+        return clusters_at(ids.size, left, right, merges["score"], self._limit)
+
+    def _largest(self, fragments: Columns, joined: npt.NDArray[np.int64], up: Columns) -> dict[str, int]:
+        """Voxels and id of the largest segment that is complete in this node, if one is."""
+        limit = self._limit
+        # A cluster that formed below the threshold comes apart here; its parts were complete further down.
+        whole = fragments["formed"] >= limit
+        sizes = np.zeros(whole.size, np.int64)
+        np.add.at(sizes, joined[whole], fragments["total"][whole])
+        sizes[np.isin(fragments["id"], up["id"][up["formed"] >= limit])] = 0
+        if not sizes.any():
+            return {}
+        row = int(sizes.argmax())
+        return {"largest_voxels": int(sizes[row]), "largest_segment": int(fragments["id"][row])}
 
     @property
     def output_bytes(self) -> int:
-        """Eight bytes a voxel of the region, for every threshold."""
-        return self.agglomerate.graph.stitch.output_bytes * len(self.thresholds)
+        """Eight bytes a voxel of the region."""
+        return 8 * self.agglomerate.fragments.region.size
 
     def memory_bytes(self, step: str) -> int:
-        """Fragments, as stored and read, one segmentation, its padded shard and its compressed copy."""
-        z, y, x = self.agglomerate.graph.stitch.fragments.block_shape
-        return z * y * x * 5 * 8 if level_of(step) == 0 else 64 << 20
+        """The block's labels as stored and read, the painted ones, their padded shard and its compressed copy."""
+        z, y, x = self.agglomerate.fragments.block_shape
+        return z * y * x * 24 if level_of(step) == 0 else 64 << 20
 
     def report(self) -> dict[str, Any]:
-        """Where the segmentations are, by threshold."""
-        return {"segmentations": {threshold: str(self.path(threshold)) for threshold in self.thresholds}}
+        """Where the labels are, by threshold."""
+        if self.threshold == FRAGMENTS:
+            return {"fragments": str(self.path)}
+        return {"segmentations": {self.threshold: str(self.path)}}

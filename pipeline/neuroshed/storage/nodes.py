@@ -29,7 +29,8 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 def write_node(path: Path, tables: Mapping[str, Columns]) -> None:
-    """Write the tables of a node; the folder must exist. Whole or not there at all, checksummed, synced.
+    """Write the tables of a node, columns of one or two dimensions; the folder must exist. Whole or not there at all,
+    checksummed, synced.
 
     Raises OSError as the file system does (a full disk included).
     """
@@ -37,8 +38,10 @@ def write_node(path: Path, tables: Mapping[str, Columns]) -> None:
     checksums = {}
     for name, columns in tables.items():
         for column, values in columns.items():
-            ends: Any = np.array([0, values.size], np.int64)
-            array: Any = pa.array(values)
+            ends: Any = np.array([0, len(values)], np.int64)
+            array: Any = pa.array(values.ravel())
+            if values.ndim == 2:
+                array = pa.FixedSizeListArray.from_arrays(array, values.shape[1])
             lists[f"{name}.{column}"] = pa.LargeListArray.from_arrays(ends, array)
             checksums[f"{name}.{column}"] = _checksum(values)
     buffer = pa.BufferOutputStream()
@@ -81,6 +84,33 @@ def read_node(path: Path, *names: str) -> tuple[Columns, ...]:
     return tuple(found.values())
 
 
+def differing_column(one: Path, other: Path) -> str | None:
+    """The first column in which two node files differ, in name, type or values; None if they are equal.
+
+    Raises `BlockError` if one is missing or damaged.
+    """
+    tables = [_all_columns(path) for path in (one, other)]
+    for name in sorted({*tables[0], *tables[1]}):
+        found = [table.get(name) for table in tables]
+        if found[0] is None or found[1] is None or found[0].dtype != found[1].dtype:
+            return name
+        if not np.array_equal(found[0], found[1]):
+            return name
+    return None
+
+
+def _all_columns(path: Path) -> Columns:
+    try:
+        names = {column.partition(".")[0] for column in pq.read_schema(path).names}
+    except FileNotFoundError:
+        names = {"any"}
+    except (pa.ArrowException, OSError) as error:
+        raise BlockError(f"node {path} is damaged ({error})") from error
+    ordered = sorted(names)
+    tables = zip(ordered, read_node(path, *ordered), strict=True)
+    return {f"{name}.{column}": values for name, table in tables for column, values in table.items()}
+
+
 def _checksum(values: npt.NDArray[Any]) -> int:
     return zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(values.dtype.name.encode()))
 
@@ -99,5 +129,9 @@ def _unsealed(sealed: bytes) -> dict[str, int]:
 
 def _values(column: Any) -> npt.NDArray[Any]:
     values = column.combine_chunks().flatten()
+    if pa.types.is_fixed_size_list(values.type):
+        width = values.type.list_size
+        rows: npt.NDArray[Any] = values.flatten().to_numpy(zero_copy_only=False)
+        return rows.reshape(-1, width)
     array: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return array.astype(values.type.to_pandas_dtype(), copy=False)

@@ -37,12 +37,14 @@ class Volume:
 
     `shape` is z, y, x; `channels` is the length of a leading channel axis or None. `voxel_size` and `offset` are in nm,
     z y x. `voxel_offsets` are the edge offsets of affinity channels (channel c at voxel p joins p and p + offset).
+    `order` are the array's own axes, turned so that z, y, x come last, after the channels.
     """
 
     path: Path
     array: zarr.Array[Any]
     shape: Vec
     channels: int | None
+    order: tuple[int, ...]
     voxel_size: tuple[float, float, float]
     offset: tuple[float, float, float]
     voxel_offsets: tuple[Vec, ...] | None = None
@@ -61,13 +63,19 @@ class Volume:
     @property
     def shard_shape(self) -> Vec:
         """Sides of the unit of writing."""
-        z, y, x = (self.array.shards or self.array.chunks)[-3:]
+        shards = self.array.shards or self.array.chunks
+        z, y, x = (shards[axis] for axis in self.order[-3:])
         return z, y, x
 
-    def read(self, box: Box, channels: int | None = None) -> npt.NDArray[Any]:
+    @property
+    def channels_together(self) -> int:
+        """Channels that share a chunk, so that none of them is decoded without the others."""
+        return 1 if self.channels is None else int(self.array.chunks[self.order[-4]])
+
+    def read(self, box: Box, channels: int | slice | None = None) -> npt.NDArray[Any]:
         """The voxels of `box`, which must lie inside the volume: `(z, y, x)`, or `(c, z, y, x)` if it has channels.
 
-        `channels` reads only that many of the first channels.
+        `channels` reads only that many of the first channels, or a slice of them.
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
@@ -75,8 +83,12 @@ class Volume:
         if self.channels is None:
             lead = (0,) * (self.array.ndim - 3)
         else:
-            lead = (0,) * (self.array.ndim - 4) + (slice(0, channels),)
-        return np.asarray(self.array[(*lead, *box.slices())])
+            part = channels if isinstance(channels, slice) else slice(0, channels)
+            lead = (0,) * (self.array.ndim - 4) + (part,)
+        wanted = dict(zip(self.order, (*lead, *box.slices()), strict=True))
+        data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
+        kept = self.order[-data.ndim :]
+        return data.transpose([sorted(kept).index(axis) for axis in kept])
 
     def write(self, box: Box, data: npt.NDArray[Any], region: Box | None = None) -> None:
         """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
@@ -110,12 +122,13 @@ class Volume:
                 sync_entry(file, root)
 
 
-def open_volume(path: str | os.PathLike[str]) -> Volume:
+def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume:
     """Open an OME-Zarr 0.4 or 0.5 image (its finest level) or a plain Zarr array, read-only.
 
     A plain array without OME metadata gets a voxel size of 1 nm. Leading axes of length 1 (time, channel) are dropped.
+    `axes` says that the array has channels, and in which order its last four axes are stored, such as `xyzc`.
 
-    Raises `InputError` if there is no array, or it is not 3-D (plus channels).
+    Raises `InputError` if there is no array, it is not 3-D (plus channels), or `axes` contradicts what the array says.
     """
     path = Path(path).resolve()
     if not path.exists():
@@ -128,7 +141,7 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
             "bring other formats in with `neuroshed import`"
         ) from error
     if isinstance(node, zarr.Array):
-        return _describe(path, node, {}, {})
+        return _describe(path, node, {}, {}, axes)
     attributes: dict[str, Any] = dict(node.attrs)
     images = attributes.get("ome", attributes).get("multiscales")
     if not images:
@@ -136,7 +149,7 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         hint = f"; name one of its arrays: {', '.join(arrays)}" if arrays else ""
         raise InputError(f"{path} is a Zarr group without OME-Zarr multiscales{hint}")
     try:
-        return _describe(path, _finest(path, node, images[0]), images[0], attributes)
+        return _describe(path, _finest(path, node, images[0]), images[0], attributes, axes)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} has broken OME-Zarr metadata ({type(error).__name__}: {error}); write it again with its own tool"
@@ -153,16 +166,39 @@ def _finest(path: Path, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[
     return array
 
 
-def _describe(path: Path, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any]) -> Volume:
+def _order(path: Path, array: zarr.Array[Any], image: dict[str, Any], declared: str | None) -> tuple[int, ...]:
+    """The array's axes with z, y, x last, after the channels; raises `InputError` if it says otherwise itself."""
+    if declared is None:
+        return tuple(range(array.ndim))
+    # OME-Zarr images that can be opened at all are c, z, y, x.
+    own = [*"czyx"] if image else list(getattr(array.metadata, "dimension_names", None) or ())
+    named = [name for name in own if name in [*declared]]
+    if array.ndim < 4:
+        raise InputError(f"{path} has {array.ndim} axes; needed are 4: {', '.join(declared)}")
+    if len(named) >= 3 and named != [name for name in declared if name in named]:
+        raise InputError(
+            f"{path} says that its axes are {', '.join(map(str, own))}, declared are {', '.join(declared)}; declare "
+            "what it says"
+        )
+    lead = array.ndim - 4
+    return (*range(lead), *(lead + declared.index(axis) for axis in "czyx"))
+
+
+def _describe(
+    path: Path, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any], declared: str | None
+) -> Volume:
+    order = _order(path, array, image, declared)
+    shape = tuple(array.shape[axis] for axis in order)
     axes = image.get("axes") or ["t", "c", "z", "y", "x"][-array.ndim :]
     names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
-    extra = array.shape[: max(array.ndim - 3, 0)]
+    extra = shape[: max(array.ndim - 3, 0)]
     offsets = attributes.get("neuroshed", {}).get("offsets")
-    keep_channels = offsets is not None or (bool(extra) and extra[-1] != 1 and names[-4] != "t")
+    keep_channels = offsets is not None or (
+        bool(extra) and (extra[-1] != 1 or declared is not None) and names[-4] != "t"
+    )
     if array.ndim < 3 or names[-3:] != ["z", "y", "x"] or any(n != 1 for n in extra[: len(extra) - keep_channels]):
         raise InputError(
-            f"{path} has axes {names} and shape {array.shape}; "
-            "needed are z, y, x, with at most one channel axis before them"
+            f"{path} has axes {names} and shape {shape}; needed are z, y, x, with at most one channel axis before them"
         )
     scale, translation = [1.0] * array.ndim, [0.0] * array.ndim
     transforms = [*image.get("datasets", [{}])[0].get("coordinateTransformations", [])]
@@ -178,8 +214,9 @@ def _describe(path: Path, array: zarr.Array[Any], image: dict[str, Any], attribu
     return Volume(
         path=path,
         array=array,
-        shape=(array.shape[-3], array.shape[-2], array.shape[-1]),
-        channels=array.shape[-4] if keep_channels else None,
+        shape=(shape[-3], shape[-2], shape[-1]),
+        channels=shape[-4] if keep_channels else None,
+        order=order,
         voxel_size=(size[0], size[1], size[2]),
         offset=(place[0], place[1], place[2]),
         voxel_offsets=tuple((o[0], o[1], o[2]) for o in offsets) if offsets is not None else None,

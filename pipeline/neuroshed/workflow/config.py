@@ -8,7 +8,7 @@ from fractions import Fraction
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -16,15 +16,20 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
+from neuroshed.kernels.adjust import MAX_SMOOTH
+from neuroshed.kernels.scores import Score
+from neuroshed.kernels.waterz import SCORES
+from neuroshed.stages.affinities import AffinityConvention
+from neuroshed.stages.semantics import MAX_CLASSES
 
 MAX_DECIMALS = 24
 """More than any floating-point number needs, few enough for the name of a file."""
 
 
-def _decimal_text(value: Any) -> str:
+def decimal_text(value: Any) -> str:
     """A fraction in 0..1 as the shortest decimal text, so that thresholds are exact and name files.
 
-    >>> _decimal_text(0.30), _decimal_text("5e-1")
+    >>> decimal_text(0.30), decimal_text("5e-1")
     ('0.3', '0.5')
     """
     try:
@@ -44,8 +49,22 @@ def _positive(value: Vec) -> Vec:
     return value
 
 
-Affinity = Annotated[str, BeforeValidator(_decimal_text)]
+def _check_score(name: str) -> None:
+    try:
+        Score.parse(name)
+    except ValueError as error:
+        raise ValueError(f"agglomerate.score: {error}") from error
+
+
+def _not_negative(value: Vec) -> Vec:
+    if min(value) < 0:
+        raise ValueError(f"voxels of context must be 0 or more, got {list(value)}")
+    return value
+
+
+Affinity = Annotated[str, BeforeValidator(decimal_text)]
 Shape = Annotated[Vec, AfterValidator(_positive)]
+Halo = Annotated[Vec, AfterValidator(_not_negative)]
 
 
 class _Strict(BaseModel):
@@ -74,28 +93,59 @@ class PredictOptions(_Strict):
 
 
 class FragmentOptions(_Strict):
-    """`fragments:` the watershed."""
+    """`fragments:` the watershed, and what becomes of small basins."""
 
+    method: Literal["watershed", "mutex"] = "watershed"
+    """`mutex`: mutex watershed within blocks, of `long_range` affinities too; depends on the blocks. Needs
+    `pip install neuroshed[mutex]`."""
+    biases: tuple[float, ...] | None = None
+    """Of the mutex watershed, one a channel: affinities above it attract, others repel. Default: 0 for the nearest
+    neighbours, 1 for long-range ones."""
+    context: Halo = (16, 16, 16)
+    """Voxels around a block that the mutex watershed or waterz sees too, z y x."""
     low: Affinity = "0.1"
     """Edges of a lower affinity join nothing."""
     high: Affinity = "0.98"
     """Edges of at least this affinity always join."""
-
-
-class StitchOptions(_Strict):
-    """`stitch:` small fragments."""
-
     small: int = Field(default=200, ge=0)
     """Fragments of fewer voxels join their best neighbour."""
     dust: int = Field(default=50, ge=0)
     """Fragments of fewer voxels that found no neighbour become background."""
+    smooth: float = Field(default=0.0, ge=0, le=MAX_SMOOTH)
+    """Standard deviation in voxels of a smoothing of the affinities before all else; 0 for none."""
+    bias: float = Field(default=0.0, ge=-1, le=1)
+    """Added to all affinities (in 0..1) after smoothing; below 0 splits more, above 0 merges more."""
+
+
+class SemanticOptions(_Strict):
+    """`semantics:` classes of tissue that are not merged with each other."""
+
+    path: Path
+    """Label volume of classes, at the resolution of the affinities or coarser by whole numbers."""
+    classes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=MAX_CLASSES)]
+    """The labels that count, such as those of soma, glia and vessel; all others are of no class."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SemanticOptions:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {list(self.classes)} name one twice")
+        return self
 
 
 class AgglomerateOptions(_Strict):
     """`agglomerate:` the merge tree."""
 
+    score: str = "mean"
+    """How an edge between fragments is scored by the affinities between them: mean, max, min or quantile_P
+    (P percent, about 2 KB an edge); with `engine: waterz` the name of any of waterz's scoring functions."""
+
     lowest_threshold: Affinity = "0.2"
-    """Merges are recorded down to this mean affinity; no threshold may lie below it. Lower takes more memory."""
+    """Merges are recorded down to this score; no threshold may lie below it. Lower takes more memory."""
+
+    max_size: int = Field(default=0, ge=0)
+    """Merges that would make a segment of more voxels are refused; 0 for any size."""
+    alarm_share: float = Field(default=0.5, gt=0, le=1)
+    """The summary warns of a segment that holds more than this share of the region: most likely a false merge."""
 
 
 class Workflow(_Strict):
@@ -104,7 +154,9 @@ class Workflow(_Strict):
     image: Path | None = None
     """OME-Zarr image of 8 or 16 bits."""
     affinities: Path | None = None
-    """Instead of an image: uint8 affinities (channel c at voxel p joins p and p - e_c)."""
+    """Instead of an image: a volume of affinities of any network, as `convention` says."""
+    convention: AffinityConvention = AffinityConvention()
+    """How the given affinities are stored. Default: uint8, channel c at voxel p joins p and p - e_c."""
     output: Path
     """The run folder."""
     model: str = "fibsem"
@@ -114,13 +166,21 @@ class Workflow(_Strict):
     shard_shape: Shape | None = None
     """Voxels of one file, z y x; a block is made of whole shards. Default: the block."""
     thresholds: Annotated[tuple[Affinity, ...], Field(min_length=1)] = ("0.3", "0.5")
-    """One segmentation for each: fragments join where their mean affinity is at least this."""
+    """One segmentation for each: fragments join where their score is at least this."""
+    keep: tuple[Literal["fragments"], ...] = ()
+    """What else is written: `fragments`, the labels before any merge."""
+    semantics: SemanticOptions | None = None
+    """Classes of tissue that are not merged with each other."""
     box: Box | None = None
     """Trial region: [[z0, y0, x0], [z1, y1, x1]], half-open. Default: the whole volume."""
     cluster: ClusterConfig = ClusterConfig()
     predict: PredictOptions = PredictOptions()
+    engine: Literal["exact", "waterz"] = "exact"
+    """`waterz`: waterz on blocks with context, merged by connected components of its scores; depends on the blocks.
+    Needs `pip install neuroshed[waterz]`."""
+    long_range: tuple[Vec, ...] = ()
+    """Offsets (z y x) of further channels of the given affinities, for `fragments.method: mutex`."""
     fragments: FragmentOptions = FragmentOptions()
-    stitch: StitchOptions = StitchOptions()
     agglomerate: AgglomerateOptions = AgglomerateOptions()
 
     @model_validator(mode="before")
@@ -137,6 +197,24 @@ class Workflow(_Strict):
     def _check(self) -> Workflow:
         if (self.image is None) == (self.affinities is None):
             raise ValueError("exactly one of `image` and `affinities` must be given")
+        if self.engine == "exact":
+            _check_score(self.agglomerate.score)
+        elif self.agglomerate.score not in SCORES:
+            raise ValueError(
+                f"agglomerate.score {self.agglomerate.score!r} is none of waterz's; known are mean, size_similarity, "
+                "quantile_P and quantile_P_max with P from 10 to 95 in steps of 5"
+            )
+        if self.engine == "waterz" and min(self.fragments.context) < 1:
+            raise ValueError(
+                f"fragments.context is {list(self.fragments.context)}; waterz joins nothing across the faces of blocks "
+                "without context, give it at least 1 voxel, better 16"
+            )
+        if self.engine == "waterz" and self.fragments.method != "watershed":
+            raise ValueError("engine waterz has its own watershed; leave fragments.method out")
+        if self.long_range and (self.image is not None or self.fragments.method != "mutex"):
+            raise ValueError("long_range channels are for fragments.method mutex of given affinities")
+        if self.image is not None and self.convention != AffinityConvention():
+            raise ValueError("convention is that of given affinities; an image has none")
         if Fraction(self.fragments.low) > Fraction(self.fragments.high):
             raise ValueError(f"fragments.low {self.fragments.low} is above fragments.high {self.fragments.high}")
         below = [t for t in self.thresholds if Fraction(t) < Fraction(self.agglomerate.lowest_threshold)]
@@ -213,7 +291,9 @@ def parse(values: dict[str, Any], source: str = "workflow") -> Workflow:
 def _known(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Workflow
     for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation
+        annotation = model.model_fields[str(part)].annotation
+        # A section that may be missing is a union with None.
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return sorted(model.model_fields)
 
 

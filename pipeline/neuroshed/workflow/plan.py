@@ -13,17 +13,20 @@ import numpy as np
 from neuroshed.engine.coordinator import ordered
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec, add
-from neuroshed.kernels.agglomerate import integer_threshold
+from neuroshed.kernels.child import require
+from neuroshed.kernels.merging import integer_threshold
 from neuroshed.kernels.order import MAX_VOXELS
 from neuroshed.model.inference import redundancy
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
+from neuroshed.stages.blocks import BlockStage
 from neuroshed.stages.fragments import Fragments
-from neuroshed.stages.graph import Graph
+from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
-from neuroshed.stages.stitch import Stitch
+from neuroshed.stages.semantics import Semantics
+from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.models import load_model
 from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
@@ -36,19 +39,25 @@ class Plan:
 
     workflow: Workflow
     run_folder: Path
-    segment: Segment
+    segments: tuple[Segment, ...]
+    """One for each threshold, and one for the fragments if they are kept."""
 
     @property
     def stages(self) -> list[Stage]:
         """All stages, upstream first."""
-        return ordered([self.segment])
+        return ordered(self.segments)
+
+    @property
+    def fragments(self) -> BlockStage:
+        """The stage that makes fragments."""
+        return self.segments[0].agglomerate.fragments
 
     def describe(self) -> dict[str, Any]:
         """Blocks, voxels, memory and bytes by stage, and how much the network computes twice."""
-        fragments = self.segment.agglomerate.graph.stitch.fragments
+        fragments = self.fragments
         rows = [
             {
-                "stage": stage.kind,
+                "stage": stage.title,
                 "fingerprint": stage.fingerprint[:12],
                 "blocks": sum(len(step.grid) for step in stage.steps),
                 "memory_bytes": max(stage.memory_bytes(step.name) for step in stage.steps),
@@ -63,7 +72,7 @@ class Plan:
             "region": str(fragments.region),
             "voxels": fragments.region.size,
             "block_shape": list(fragments.block_shape),
-            "tree_levels": len(self.segment.grids),
+            "tree_levels": len(self.segments[0].grids),
             "redundant_compute": redundancy(source.lattice, source.block_shape)
             if isinstance(source, Predict)
             else None,
@@ -87,29 +96,77 @@ def make_plan(workflow: Workflow) -> Plan:
     shard_shape = workflow.shard_shape or workflow.block_shape
     check_block_shape(workflow.block_shape, shard_shape)
     source = _source(workflow, run_folder, shard_shape)
-    fragments = Fragments(
-        run_folder=run_folder,
-        source=source,
-        region=_region(workflow.box, source.volume_shape),
-        block_shape=workflow.block_shape,
-        shard_shape=shard_shape,
-        low=math.ceil(Fraction(workflow.fragments.low) * 255),
-        high=math.ceil(Fraction(workflow.fragments.high) * 255),
-    )
-    stitch = Stitch(run_folder=run_folder, fragments=fragments, small=workflow.stitch.small, dust=workflow.stitch.dust)
+    fragments = _fragments(workflow, source, run_folder, shard_shape)
+    lowest = integer_threshold(Fraction(workflow.agglomerate.lowest_threshold))
+    scores = None
+    if isinstance(fragments, WaterzFragments):
+        scores = WaterzScores(
+            run_folder=run_folder,
+            fragments=fragments,
+            context=workflow.fragments.context,
+            score=workflow.agglomerate.score,
+            lowest=lowest,
+        )
     agglomerate = Agglomerate(
         run_folder=run_folder,
-        graph=Graph(run_folder=run_folder, stitch=stitch),
-        lowest=integer_threshold(Fraction(workflow.agglomerate.lowest_threshold)),
+        fragments=fragments,
+        scores=scores,
+        score=workflow.agglomerate.score if scores is None else "given",
+        lowest=lowest,
+        max_size=workflow.agglomerate.max_size,
+        semantics=_semantics(workflow, source),
     )
-    return Plan(
-        workflow, run_folder, Segment(run_folder=run_folder, agglomerate=agglomerate, thresholds=workflow.thresholds)
+    share = workflow.agglomerate.alarm_share
+    segments = (
+        Segment(run_folder=run_folder, agglomerate=agglomerate, threshold=threshold, alarm_share=share)
+        for threshold in (*workflow.keep, *workflow.thresholds)
     )
+    return Plan(workflow, run_folder, tuple(segments))
+
+
+def _fragments(
+    workflow: Workflow, source: Affinities | Predict, run_folder: Path, shard_shape: Vec
+) -> Fragments | MutexFragments | WaterzFragments:
+    options = workflow.fragments
+    common: dict[str, Any] = {
+        "run_folder": run_folder,
+        "source": source,
+        "region": _region(workflow.box, source.volume_shape),
+        "block_shape": workflow.block_shape,
+        "shard_shape": shard_shape,
+        "low": math.ceil(Fraction(options.low) * 255),
+        "small": options.small,
+        "dust": options.dust,
+        "smooth": options.smooth,
+        "bias": round(255 * options.bias),
+        "histograms": workflow.engine == "exact" and workflow.agglomerate.score.startswith("quantile"),
+    }
+    high = math.ceil(Fraction(options.high) * 255)
+    if workflow.engine == "waterz":
+        require("waterz.agglomerate")
+        return WaterzFragments(**common, high=high, context=options.context)
+    if options.method == "mutex":
+        require("mwatershed.agglom")
+        biases = options.biases or tuple(float(channel >= 3) for channel in range(len(source.offsets)))
+        if len(biases) != len(source.offsets):
+            raise WorkflowError(
+                f"fragments.biases has {len(biases)} values for {len(source.offsets)} channels; give one each"
+            )
+        return MutexFragments(**common, biases=biases, context=options.context)
+    return Fragments(**common, high=high)
+
+
+def _semantics(workflow: Workflow, source: Affinities | Predict) -> Semantics | None:
+    given = workflow.semantics
+    if given is None:
+        return None
+    path = given.path.expanduser()
+    return Semantics.of(path, given.classes, source.volume_shape, source.voxel_size, source.offset)
 
 
 def _source(workflow: Workflow, run_folder: Path, shard_shape: Vec) -> Affinities | Predict:
     if workflow.affinities is not None:
-        source = Affinities.of(run_folder, workflow.affinities.expanduser())
+        source = Affinities.of(run_folder, workflow.affinities.expanduser(), workflow.convention, workflow.long_range)
         _check_size(source.volume_shape)
         return source
     assert workflow.image is not None

@@ -17,6 +17,7 @@ from neuroshed.errors import InputError, RunFailedError, StorageFullError, Workf
 from neuroshed.stages.base import Stage
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.registry import parse_stage
+from neuroshed.stages.segment import Segment
 from neuroshed.storage.files import is_disk_full, replace_file
 from neuroshed.storage.journal import Journal
 from neuroshed.workflow.config import parse, read_yaml
@@ -38,13 +39,15 @@ def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
     workflow |= {
         key: str(path.expanduser().resolve()) for key in ("image", "affinities") if (path := getattr(given, key))
     }
-    source = plan.segment.agglomerate.graph.stitch.fragments.source
+    if given.semantics is not None:
+        workflow["semantics"]["path"] = str(given.semantics.path.expanduser().resolve())
+    source = plan.fragments.source
     if isinstance(source, Predict):
         workflow |= {"model": source.model}
     workflow |= {"output": str(plan.run_folder)}
     files = {
         WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
-        PLAN_FILE: plan.segment.model_dump_json(indent=2),
+        PLAN_FILE: json.dumps([segment.model_dump(mode="json") for segment in plan.segments], indent=2),
     }
     again = f"`neuroshed resume {plan.run_folder}` goes on"
     return run_stages(plan.run_folder, plan.stages, plan.workflow.cluster, watch, files, again)
@@ -135,11 +138,11 @@ def planned_stages(run_folder: Path) -> list[Stage]:
     if not file.is_file():
         raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); check the path")
     try:
-        values = _moved(json.loads(file.read_bytes()), str(run_folder))
+        values = [_moved(value, str(run_folder)) for value in json.loads(file.read_bytes())]
     except ValueError as error:
         again = f"`neuroshed run {run_folder / WORKFLOW_FILE}`"
         raise InputError(f"{file} is damaged ({error}); {again} writes it anew and goes on") from error
-    return ordered([parse_stage(json.dumps(values), file)])
+    return ordered([parse_stage(json.dumps(value), file) for value in values])
 
 
 def _moved(values: Any, run_folder: str) -> Any:
@@ -156,27 +159,49 @@ def summarise(run_folder: Path, stages: Sequence[Stage], progress: Progress) -> 
     for stage in stages:
         counts = progress.stages.get(stage.fingerprint)
         if counts is not None:
-            rows[stage.kind] = {
+            rows[stage.title] = {
                 "blocks": counts.total,
                 "done": counts.done,
-                "failed": sum(failure.stage == stage.kind for failure in progress.failures),
+                "failed": sum(failure.stage == stage.title for failure in progress.failures),
                 "seconds": round(progress.seconds.get(stage.fingerprint, 0.0), 3),
             }
     complete = all(row["done"] == row["blocks"] for row in rows.values())
     outputs: dict[str, Any] = {}
     for stage in stages:
-        outputs |= stage.report()
+        for name, found in stage.report().items():
+            outputs[name] = outputs.get(name, {}) | found if isinstance(found, dict) else found
+    largest, alarms = _largest(stages, progress)
     return {
         "run": str(run_folder),
         "status": "done" if complete else "failed" if progress.failures else "unfinished",
         "stages": rows,
         "restored_blocks": progress.restored,
+        "largest_segments": largest,
+        "alarms": alarms,
         "failures": [
             {"stage": f.stage, "step": f.step, "block": list(f.index), "error": f.error, "trace": f.trace}
             for f in progress.failures
         ],
         **outputs,
     }
+
+
+def _largest(stages: Sequence[Stage], progress: Progress) -> tuple[dict[str, Any], list[str]]:
+    """The largest segment at each threshold, and a warning for each that holds too much of the region."""
+    found, alarms = {}, []
+    for stage in stages:
+        voxels, segment = progress.largest.get(stage.fingerprint, (0, 0))
+        if not isinstance(stage, Segment) or not voxels:
+            continue
+        share = voxels / stage.agglomerate.fragments.region.size
+        found[stage.threshold] = {"segment": segment, "voxels": voxels, "share": round(share, 6)}
+        if share > stage.alarm_share:
+            alarms.append(
+                f"at {stage.threshold} segment {segment} holds {share:.1%} of the region (alarm at "
+                f"{stage.alarm_share:.1%}), most likely by a false merge; try a higher threshold, agglomerate.max_size "
+                "or semantics"
+            )
+    return found, alarms
 
 
 def _failure_text(run_folder: Path, failures: Sequence[Failure], again: str) -> str:

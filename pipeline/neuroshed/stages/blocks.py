@@ -1,0 +1,232 @@
+"""What the stages share that make fragments: one block at a time, its labels in a volume and its tables in a file.
+
+Beside the labels, each block writes its part of the region graph, and the planes at its faces from which the tree
+(`stages.agglomerate`) finds what crosses them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from neuroshed.geometry import Box, Grid, Vec, add, as_vec, meeting_level
+from neuroshed.kernels import adjust
+from neuroshed.kernels.blocks import BlockGraph, Rules, basin_graph
+from neuroshed.kernels.parts import parts
+from neuroshed.kernels.watershed import Place
+from neuroshed.stages.affinities import Affinities
+from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.octree import needs
+from neuroshed.stages.predict import Predict
+from neuroshed.storage.nodes import Columns, write_node
+from neuroshed.storage.volumes import Volume, create_volume
+
+NONE = 256
+"""An affinity that no edge reaches."""
+PROCESS_BYTES = 100 << 20
+"""What a process of its own (`kernels.child`) holds before its first call."""
+
+
+class BlockStage(Stage):
+    """Fragments of each block, as far as the block alone can tell. Subclasses set `halo` and `graph`."""
+
+    source: Affinities | Predict = Field(discriminator="kind")
+    """Where the affinities come from."""
+    region: Box
+    """The part of the volume that is segmented."""
+    block_shape: Vec
+    shard_shape: Vec
+    low: int
+    """Edges below this affinity (0..255) join nothing."""
+    small: int
+    """Fragments of fewer voxels join their best neighbour."""
+    dust: int
+    """Fragments of fewer voxels that found no neighbour become background."""
+    smooth: float = 0.0
+    """Standard deviation in voxels of a smoothing of the affinities before all else."""
+    bias: int = 0
+    """Added to each affinity (0..255) after smoothing."""
+    histograms: bool = False
+    """Whether contacts carry histograms of their affinities, which quantiles are taken of."""
+
+    @property
+    @abstractmethod
+    def halo(self) -> tuple[Vec, Vec]:
+        """Voxels beyond its low and its high faces that a block's fragments depend on, inside the region."""
+
+    @abstractmethod
+    def graph(self, affinities: npt.NDArray[np.uint8], around: Box, index: Vec) -> BlockGraph:
+        """Fragments of a block from the affinities over `around`, its box grown by `halo` inside the region."""
+
+    @property
+    def joins_across(self) -> int:
+        """Fragments are one where an edge across a face has at least this affinity; `NONE`: nowhere."""
+        return NONE
+
+    @property
+    def grid(self) -> Grid:
+        """The blocks of the region."""
+        return Grid(self.region, self.block_shape)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One pass; a block reads affinities as far as its fragments depend on them, and what smoothing needs."""
+        low, high = (add(side, as_vec(adjust.reach(self.smooth))) for side in self.halo)
+        return (Step("", self.grid, needs(self.source, low=low, high=high)),)
+
+    def place(self, box: Box) -> Place:
+        """Where a block lies."""
+        return Place(box, self.region, self.source.volume_shape)
+
+    @property
+    def path(self) -> Path:
+        """Where the blocks' labels are."""
+        return self.folder / "labels.zarr"
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The stage's file and the volume."""
+        return (*super().marks, self.path)
+
+    @cached_property
+    def labels(self) -> Volume:
+        """The fragments of each block, numbered from 1 in every block, uint32."""
+        return self.label_volume(self.path, np.uint32)
+
+    def label_volume(self, path: Path, dtype: npt.DTypeLike = np.uint64) -> Volume:
+        """A volume of labels on this stage's grid, for this stage and those after it."""
+        return create_volume(
+            path,
+            shape=self.source.volume_shape,
+            dtype=dtype,
+            shard_shape=self.shard_shape,
+            voxel_size=self.source.voxel_size,
+            offset=self.source.offset,
+        )
+
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The labels."""
+        return (self.labels,)
+
+    def prepare(self) -> None:
+        """Create the volume of labels and the folder of tables."""
+        super().prepare()
+        _ = self.labels
+
+    def run(self, step: str, index: Vec) -> Done:
+        """Fragments of one block."""
+        box = self.grid.block_box(index)
+        around = box.grow(*self.halo).intersect(self.region)
+        affinities = self.affinities(around)
+        found = self.graph(affinities, around, index)
+        self.labels.write(box, found.labels, self.region)
+        own = affinities[(slice(None), *box.slices(around.start))]
+        write_node(self.node_path(step, index), graph_tables(found, own))
+        return Done(box.size, {"fragments": float(found.ids.size), "handed_up": float(found.up.sum())})
+
+    def affinities(self, box: Box) -> npt.NDArray[np.uint8]:
+        """The affinities of a box, smoothed and biased as asked."""
+        around = adjust.read_box(box, self.region, self.smooth)
+        given = self.source.read(around)
+        return adjust.adjust(given, self.source.offsets, box, self.region, smooth=self.smooth, bias=self.bias)
+
+    def face_levels(self, index: Vec) -> npt.NDArray[np.uint8]:
+        """The octree level at which a block meets its neighbour across each face, uint8 `(3, 2)`; 0 if it has none."""
+        levels = np.zeros((3, 2), np.uint8)
+        inner = self.place(self.grid.block_box(index)).inner_faces()
+        for axis in range(3):
+            for side, way in enumerate((-1, 1)):
+                if inner[axis, side]:
+                    levels[axis, side] = meeting_level(index, neighbour(index, axis, way))
+        return levels
+
+    @property
+    def output_bytes(self) -> int:
+        """Four bytes a voxel of the region."""
+        return 4 * self.region.size
+
+
+class CutStage(BlockStage):
+    """Fragments that somebody else's method finds in a block with context, cut at the block's faces.
+
+    Cutting takes fragments apart; each connected part is one of its own, and nothing joins parts across a face but
+    agglomeration. So the result depends on the blocks, less so with more context. Subclasses set `segment`.
+    """
+
+    context: Vec
+    """Voxels around a block that the method sees too, z y x, as far as the region goes."""
+
+    @property
+    def halo(self) -> tuple[Vec, Vec]:
+        """The context on all sides."""
+        return self.context, self.context
+
+    @property
+    def grown(self) -> Vec:
+        """Sides of a block with its context."""
+        return Box.of_shape(self.block_shape).grow(self.context).shape
+
+    @abstractmethod
+    def segment(self, affinities: npt.NDArray[np.uint8], around: Box) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Fragments of a box, any unsigned integers `(z, y, x)`, 0 for background. `affinities` is uint8
+        `(c, z, y, x)` with the channels of `source.offsets`.
+        """
+
+    def graph(self, affinities: npt.NDArray[np.uint8], around: Box, index: Vec) -> BlockGraph:
+        """Fragments of the whole box, cut to the block."""
+        box = self.grid.block_box(index)
+        inside = box.slices(around.start)
+        basins = parts(self.segment(affinities, around)[inside])
+        rules = Rules(self.low, self.joins_across, self.small, self.dust)
+        own = np.ascontiguousarray(affinities[:3][(slice(None), *inside)])
+        return basin_graph(basins, own, self.place(box), self.face_levels(index), rules, histograms=self.histograms)
+
+
+def graph_tables(found: BlockGraph, affinities: npt.NDArray[np.uint8]) -> dict[str, Columns]:
+    """Tables `fragments`, `gains`, `links`, `edges` (by row of `fragments`), and `low0` to `high2`, the planes.
+
+    `affinities` uint8 `(3 or more, z, y, x)` over the block.
+    """
+    contacts = found.contacts
+    tables: dict[str, Columns] = {
+        "fragments": {
+            "id": found.ids,
+            "start": found.starts,
+            "total": found.totals,
+            "rank": found.ranks,
+            "touching": found.touching,
+            "up": found.up,
+        },
+        "gains": {"fragment": found.gains.fragment, "key": found.gains.keys, "voxels": found.gains.voxels},
+        "links": {"left": found.links.left, "right": found.links.right, "key": found.links.keys},
+        "edges": {
+            "left": contacts.left - 1,
+            "right": contacts.right - 1,
+            "sum": contacts.sums,
+            "count": contacts.counts,
+            "lowest": contacts.lowest,
+            "highest": contacts.highest,
+        },
+    }
+    if len(contacts.histograms) == contacts.left.size:
+        tables["edges"]["histogram"] = contacts.histograms
+    for axis, (low, high) in enumerate(found.planes):
+        tables[f"low{axis}"] = {
+            "label": low.labels.astype(np.uint32),
+            "picked": low.picked,
+            "affinity": affinities[axis].take(0, axis).ravel(),
+        }
+        tables[f"high{axis}"] = {"label": high.labels.astype(np.uint32), "picked": high.picked}
+    return tables
+
+
+def neighbour(index: Vec, axis: int, way: int) -> Vec:
+    """The block next to another along an axis."""
+    z, y, x = (way if a == axis else 0 for a in range(3))
+    return add(index, (z, y, x))

@@ -1,0 +1,163 @@
+"""What one tree node does with the tables of its children: size rule, merges, what goes up. Tables in, tables out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroshed.kernels.merging import Edges, Nodes, Outcome, agglomerate
+from neuroshed.kernels.relabel import Ids, look_up
+from neuroshed.kernels.scores import Score, combine
+from neuroshed.kernels.stitch import Fragments, Gains, Links, SizeRule, best_links, size_rule
+from neuroshed.stages.octree import Entering
+from neuroshed.storage.nodes import Columns
+
+NEVER = 1 << 62
+"""Score of the last merge of a cluster that is one fragment."""
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRules:
+    """What decides in a node: `small` and `dust` in voxels, the score, the lowest integer score that merges, and the
+    most voxels that a merged segment may have (0: any).
+    """
+
+    small: int
+    dust: int
+    score: Score
+    lowest: int
+    max_size: int = 0
+
+
+def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Columns]:
+    """Settle the node at `level` of the tree.
+
+    Returns tables: `entering` (id, and the fragment that it became, 0 for dust), `fragments` (id, total voxels and
+    formed, before the node's own merges), `merges`, and what goes up: `nodes`, `gains`, `links`, `edges`, `cross`,
+    `names`, see `Entering`.
+    """
+    ids: Ids = entering.nodes["id"]
+    solved, links = _size_rule(entering, level, rules.small)
+    nodes, number = _fragments(entering, solved, rules.dust)
+    outcome = agglomerate(
+        Nodes(nodes["id"], nodes["rank"], nodes["total"], _classes(nodes), nodes["up"]),
+        _edges(entering, number),
+        rules.score,
+        rules.lowest,
+        rules.max_size,
+    )
+    current = np.where(number >= 0, ids[solved.roots], np.uint64(0))
+    clusters, merges = outcome.clusters, outcome.merges
+    return {
+        "entering": {"id": ids, "fragment": current},
+        "fragments": {name: nodes[name] for name in ("id", "total", "formed")},
+        "merges": {"left": merges.left, "right": merges.right, "score": merges.scores},
+        "nodes": _going_up(nodes, outcome),
+        "gains": {"id": ids[solved.gains.fragment], "key": solved.gains.keys, "voxels": solved.gains.voxels},
+        "links": {"left": ids[links.left], "right": ids[links.right], "key": links.keys, "joined": links.joined},
+        "edges": {
+            "left": clusters.ids[outcome.edges.left],
+            "right": clusters.ids[outcome.edges.right],
+            "stats": outcome.edges.stats,
+        },
+        "cross": _added_up(entering.cross | {"upper": look_up(entering.cross["upper"], ids, current)[0]}, rules.score),
+        "names": entering.names | {"id": look_up(entering.names["id"], ids, current)[0]},
+    }
+
+
+def _size_rule(entering: Entering, level: int, small: int) -> tuple[SizeRule, Links]:
+    """The size rule's outcome, and the links that go up, between rows of its roots."""
+    ids, links, gains = entering.nodes["id"], entering.links, entering.gains
+    left, right = (np.searchsorted(ids, links[side]) for side in ("left", "right"))
+    solved = size_rule(
+        Fragments(entering.nodes["start"], entering.nodes["total"], entering.nodes["touching"] > level),
+        Gains(np.searchsorted(ids, gains["id"]), gains["key"], gains["voxels"]),
+        Links(left, right, links["key"], links["joined"]),
+        small,
+    )
+    stay = solved.kept
+    left, right = solved.roots[left[stay]], solved.roots[right[stay]]
+    return solved, best_links(Links(left, right, links["key"][stay], np.zeros(left.size, np.bool_)))
+
+
+def _fragments(entering: Entering, solved: SizeRule, dust: int) -> tuple[Columns, Index]:
+    """Rows of fragments after the size rule, and for each entering row its fragment's row, -1 for dust."""
+    given = entering.nodes
+    dropped = ~solved.up & (solved.totals < dust)
+    kept = np.flatnonzero((solved.roots == np.arange(dropped.size)) & ~dropped)
+    number = np.full(dropped.size, -1, np.int64)
+    number[kept] = np.arange(kept.size)
+    number = number[solved.roots]
+    rows = {"id": given["id"], "start": solved.starts, "total": solved.totals, "up": solved.up}
+    nodes: Columns = {name: column[kept] for name, column in rows.items()}
+    there = number >= 0
+    rules = {"rank": np.maximum, "touching": np.maximum, "formed": np.minimum, "class": np.maximum, "votes": np.add}
+    for name in given:
+        if name in rules:
+            nodes[name] = np.zeros_like(given[name][kept]) if name == "votes" else given[name][kept]
+            rules[name].at(nodes[name], number[there], given[name][there])
+    return nodes, number
+
+
+def _classes(nodes: Columns) -> npt.NDArray[np.uint8]:
+    """The class of each settled fragment or cluster, 0 for none.
+
+    A fragment is of the class that has the most of its voxels (the first of equals), if that is half of them or more.
+    What is not settled has none yet.
+    """
+    if "votes" not in nodes:
+        return np.zeros(nodes["id"].size, np.uint8)
+    votes = nodes["votes"]
+    best = votes.argmax(axis=1)
+    voted = 2 * votes[np.arange(best.size), best] >= np.maximum(nodes["total"], 1)
+    found = np.where(nodes["class"] > 0, nodes["class"], np.where(voted, best + 1, 0))
+    return np.where(nodes["up"], 0, found).astype(np.uint8)
+
+
+def _going_up(nodes: Columns, outcome: Outcome) -> Columns:
+    """Rows of the clusters that stay frozen."""
+    clusters, merges = outcome.clusters, outcome.merges
+    formed = nodes["formed"].copy()
+    np.minimum.at(formed, outcome.owner[np.searchsorted(nodes["id"], merges.left)], merges.scores)
+    rows = np.searchsorted(nodes["id"], clusters.ids)
+    up: Columns = {
+        "id": clusters.ids,
+        "start": np.where(nodes["up"][rows], nodes["start"][rows], clusters.sizes),
+        "total": clusters.sizes,
+        "rank": clusters.ranks,
+        "touching": nodes["touching"][rows],
+        "formed": formed[rows],
+    }
+    if "votes" in nodes:
+        # A cluster has the class of its settled members; a fragment's may still change.
+        merged = up["formed"] < NEVER
+        up["class"] = np.where(merged, clusters.classes, np.uint8(0))
+        up["votes"] = np.where(merged[:, None], 0, nodes["votes"][rows])
+    return up
+
+
+def _edges(entering: Entering, number: Index) -> Edges:
+    """Edges between the rows that `number` gives; those inside a fragment, and those of dust, vanish."""
+    ids = entering.nodes["id"]
+    left, right = (number[np.searchsorted(ids, entering.edges[side])] for side in ("left", "right"))
+    stay = (left >= 0) & (right >= 0) & (left != right)
+    return Edges(left[stay], right[stay], entering.edges["stats"][stay])
+
+
+def _added_up(cross: Columns, score: Score) -> Columns:
+    """One row for each pair and level."""
+    order = np.lexsort((cross["level"], cross["lower"], cross["upper"]))
+    rows = {name: column[order] for name, column in cross.items()}
+    new = np.ones(order.size, np.bool_)
+    new[1:] = np.any([rows[name][1:] != rows[name][:-1] for name in ("upper", "lower", "level")], axis=0)
+    starts = np.flatnonzero(new)
+    if starts.size == 0:
+        return cross
+    return {name: rows[name][starts] for name in ("upper", "lower", "level")} | {
+        "key": np.maximum.reduceat(rows["key"], starts),
+        "joined": np.logical_or.reduceat(rows["joined"], starts),
+        "stats": combine(score, rows["stats"], starts),
+    }

@@ -1,0 +1,75 @@
+"""Is what stands in a run folder what computing it again gives? A sample of blocks of every step, or all."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import uuid
+from pathlib import Path
+
+from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.coordinator import Watcher, restore
+from neuroshed.engine.readiness import Counts
+from neuroshed.errors import RunFailedError, WorkflowError
+from neuroshed.geometry import Vec
+from neuroshed.stages.base import Stage, Step
+from neuroshed.stages.verify import Verify
+from neuroshed.workflow.config import parse, read_yaml
+from neuroshed.workflow.run import WORKFLOW_FILE, Summary, planned_stages, run_stages
+
+
+def verify(
+    run_folder: Path,
+    blocks: int | None = 3,
+    seed: int = 0,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = lambda progress: None,
+) -> Summary:
+    """Compute `blocks` blocks of each step of the run again (None: all), picked by `seed`, and compare.
+
+    Stages that are not done are left out and listed as `unfinished`. Raises `RunFailedError` if any block differs or
+    cannot be computed again, `WorkflowError` if no stage is done.
+    """
+    stages = planned_stages(run_folder)
+    _, progress = restore(run_folder, stages)
+    finished = [stage for stage in stages if stage.steps and _done(stage, progress.stages)]
+    unfinished = [stage.title for stage in stages if stage.steps and stage not in finished]
+    if not finished:
+        raise WorkflowError(
+            f"run {run_folder} has no finished stage to verify; `neuroshed resume {run_folder}` goes on"
+        )
+    rng = random.Random(seed)
+    # In the run folder, since workers must see it.
+    scratch = run_folder / f"verify-{uuid.uuid4().hex[:12]}"
+    checks = [
+        Verify(run_folder=scratch, target=stage, step=step.name, picked=_picked(step, blocks, rng))
+        for stage in finished
+        for step in stage.steps
+    ]
+    file = run_folder / WORKFLOW_FILE
+    used = cluster or parse(read_yaml(str(file)), str(file)).cluster
+    try:
+        summary = run_stages(scratch, checks, used, watch, again=f"`neuroshed verify {run_folder}` checks again")
+    except RunFailedError as error:
+        error.summary = (error.summary or {}) | {"run": str(run_folder), "unfinished": unfinished}
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {
+        "run": str(run_folder),
+        "status": "equal",
+        "stages": summary["stages"],
+        "unfinished": unfinished,
+        "wall_seconds": summary["wall_seconds"],
+    }
+
+
+def _done(stage: Stage, counts: dict[str, Counts]) -> bool:
+    found = counts[stage.fingerprint]
+    return found.done == found.total
+
+
+def _picked(step: Step, blocks: int | None, rng: random.Random) -> tuple[Vec, ...] | None:
+    if blocks is None or blocks >= len(step.grid):
+        return None
+    return tuple(step.grid.index(position) for position in sorted(rng.sample(range(len(step.grid)), blocks)))

@@ -1,0 +1,179 @@
+"""Running the stages in memory: their own code, with tables in a dictionary and volumes in arrays instead of files.
+
+A case takes some tens of milliseconds, so thousands can be tried. Blocks fail and are run again on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuroshed.engine.readiness import Task
+from neuroshed.geometry import Box, Vec
+from neuroshed.kernels.conventions import Convention
+from neuroshed.stages import base, semantics
+from neuroshed.stages.affinities import NEAREST, Affinities
+from neuroshed.stages.base import Stage
+from neuroshed.stages.fragments import Fragments
+from neuroshed.stages.segment import Segment
+from neuroshed.storage.nodes import Columns
+
+HERE = Path("/in/memory")
+
+
+class CrashError(Exception):
+    """A block was stopped at one of its writes."""
+
+
+@dataclass
+class Memory:
+    """Everything that blocks wrote. What is written again must be the same as before."""
+
+    nodes: dict[Path, dict[str, Columns]] = field(default_factory=dict)
+    volumes: dict[Path, Array] = field(default_factory=dict)
+    writes_left: int | None = None
+    """After so many more writes a block is stopped; None: never."""
+
+    def count_write(self) -> None:
+        if self.writes_left is not None:
+            if self.writes_left == 0:
+                raise CrashError
+            self.writes_left -= 1
+
+    def write_node(self, path: Path, tables: Mapping[str, Columns]) -> None:
+        self.count_write()
+        stored = {name: {key: stored_column(values) for key, values in rows.items()} for name, rows in tables.items()}
+        if path in self.nodes:
+            assert same_tables(self.nodes[path], stored), f"{path} differs when its block is run again"
+        self.nodes[path] = stored
+
+    def read_node(self, path: Path, *names: str) -> tuple[Columns, ...]:
+        return tuple(dict(self.nodes[path][name]) for name in names)
+
+    def volume(self, path: Path, shape: Vec, dtype: np.dtype) -> Array:
+        return self.volumes.setdefault(path, Array(self, np.zeros(shape, dtype)))
+
+
+def stored_column(values: np.ndarray) -> np.ndarray:
+    """A copy that nobody can change, as what is read from a file."""
+    copy = np.array(values)
+    copy.flags.writeable = False
+    return copy
+
+
+def same_tables(one: dict[str, Columns], other: dict[str, Columns]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].keys() == other[name].keys()
+        and all(
+            values.dtype == other[name][key].dtype and np.array_equal(values, other[name][key])
+            for key, values in one[name].items()
+        )
+        for name in one
+    )
+
+
+@dataclass
+class Array:
+    """What the stages use of a `storage.volumes.Volume`."""
+
+    memory: Memory
+    values: np.ndarray
+    written: set[Box] = field(default_factory=set)
+
+    @property
+    def box(self) -> Box:
+        z, y, x = self.values.shape
+        return Box.of_shape((z, y, x))
+
+    def read(self, box: Box) -> np.ndarray:
+        assert self.box.contains(box)
+        return self.values[box.slices()].copy()
+
+    def write(self, box: Box, data: np.ndarray, region: Box) -> None:
+        self.memory.count_write()
+        assert region.contains(box)
+        assert data.dtype == self.values.dtype
+        if box in self.written:
+            assert np.array_equal(self.values[box.slices()], data), f"{box} differs when its block is run again"
+        self.values[box.slices()] = data
+        self.written.add(box)
+
+
+@contextlib.contextmanager
+def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iterator[Memory]:
+    """While this lasts, stages read `affinities`, uint8 `(3, z, y, x)`, and `classes`, and write to the memory."""
+    memory = Memory()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("neuroshed.stages."):
+                for function in {"read_node", "write_node"} & vars(module).keys():
+                    patch.setattr(module, function, getattr(memory, function))
+        patch.setattr(base, "make_folder", lambda path: None)
+        patch.setattr(Affinities, "read", lambda stage, box: affinities[(slice(None), *box.slices())].copy())
+        patch.setattr(semantics, "_open", lambda path: Array(memory, classes))
+        patch.setattr(
+            Fragments,
+            "label_volume",
+            lambda stage, path, dtype=np.uint64: memory.volume(path, stage.source.volume_shape, np.dtype(dtype)),
+        )
+        yield memory
+
+
+def given(affinities: np.ndarray) -> Affinities:
+    """The stage of affinities that lie in memory."""
+    _, z, y, x = affinities.shape
+    return Affinities(
+        run_folder=HERE,
+        path=HERE,
+        volume_shape=(z, y, x),
+        voxel_size=(1.0, 1.0, 1.0),
+        offset=(0.0, 0.0, 0.0),
+        axes="czyx",
+        convention=Convention(NEAREST, "source", False, (0.0, 255.0)),
+        identity={},
+    )
+
+
+@dataclass
+class Faults:
+    """Runs blocks, some of which are stopped at a write and have to be run again, or are run once more when long done.
+
+    `order` decides which, in `rate` of all attempts.
+    """
+
+    memory: Memory
+    order: random.Random
+    rate: float
+    done: list[tuple[Stage, Task]] = field(default_factory=list)
+
+    def __call__(self, stage: Stage, task: Task) -> bool:
+        """Whether the block is done."""
+        if self.order.random() < self.rate:
+            self.memory.writes_left = self.order.randrange(3)
+            with contextlib.suppress(CrashError):
+                stage.run(task.step, task.index)
+            self.memory.writes_left = None
+            return False
+        stage.run(task.step, task.index)
+        self.done.append((stage, task))
+        if self.order.random() < self.rate:
+            again, old = self.order.choice(self.done)
+            again.run(old.step, old.index)
+        return True
+
+
+def recorded_merges(memory: Memory, segments: Sequence[Segment]) -> list[tuple[int, int, int]]:
+    """The merges of all tree nodes as (id, id, score)."""
+    folder = segments[0].agglomerate.folder
+    found = []
+    for path, tables in memory.nodes.items():
+        if path.is_relative_to(folder):
+            found += list(zip(*(tables["merges"][name].tolist() for name in ("left", "right", "score")), strict=True))
+    return found

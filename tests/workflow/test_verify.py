@@ -1,0 +1,120 @@
+"""`verify` computes blocks again and tells what differs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import neuroshed
+from neuroshed.cli import main
+from neuroshed.errors import BlockError, RunFailedError, WorkflowError
+from neuroshed.stages.registry import load_stage
+from neuroshed.storage.nodes import differing_column, read_node, write_node
+from neuroshed.storage.volumes import create_volume, open_volume
+
+from ..promises.chunks import random_affinities, write_affinities
+
+SHAPE = (8, 10, 12)
+LEAVES, TREE = 8, 9
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> dict[str, Any]:
+    path = write_affinities(tmp_path / "affinities.zarr", random_affinities(np.random.default_rng(3), SHAPE, 256))
+    return neuroshed.run(
+        "stitch",
+        [
+            f"affinities={path}",
+            f"output={tmp_path / 'run'}",
+            "block_shape=[4,5,6]",
+            "cluster=in-process:2",
+            "fragments.small=4",
+            "fragments.dust=0",
+        ],
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_blocks_of_a_sound_run_are_equal(summary: dict[str, Any], tmp_path: Path) -> None:
+    before = tree(tmp_path / "run")
+    found = neuroshed.verify(tmp_path / "run", blocks=None)
+    assert found["status"] == "equal"
+    assert sum(row["done"] for row in found["stages"].values()) == LEAVES + 3 * TREE
+    assert found["unfinished"] == []
+    # Nothing was changed, nothing is left over.
+    assert tree(tmp_path / "run") == before
+
+
+def test_the_command_takes_a_sample(summary: dict[str, Any], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--blocks", "2"])
+    assert result.exit_code == 0
+    assert "verify fragments: 2 blocks equal" in result.stdout
+    assert "verify segment 0.5 down1: 1 blocks equal" in result.stdout
+
+
+def test_a_changed_label_is_found(summary: dict[str, Any], tmp_path: Path) -> None:
+    volume = open_volume(summary["segmentations"]["0.5"])
+    labels = volume.read(volume.box)
+    labels[1, 2, 3] += 1
+    path, shards = volume.path, volume.shard_shape
+    shutil.rmtree(path)
+    create_volume(path, shape=SHAPE, dtype=np.uint64, shard_shape=shards, voxel_size=(10, 10, 10)).write(
+        volume.box, labels
+    )
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--all"])
+    assert result.exit_code == 1
+    assert "segment 0.5 down0 [0, 0, 0]: 1 values of" in result.stderr
+    assert "the first at voxel [1, 2, 3]" in result.stderr
+    # It was told, not mended.
+    assert open_volume(path).read(volume.box)[1, 2, 3] == labels[1, 2, 3]
+
+
+def test_a_changed_table_is_found(summary: dict[str, Any], tmp_path: Path) -> None:
+    stage = load_stage(next((tmp_path / "run").glob("agglomerate-*/stage.json")))
+    names = ("entering", "fragments", "merges", "nodes", "gains", "links", "edges", "cross", "names")
+    path = stage.node_path("up0", (1, 1, 1))
+    tables = dict(zip(names, read_node(path, *names), strict=True))
+    tables["nodes"]["rank"] = tables["nodes"]["rank"] + np.uint64(1)
+    write_node(path, tables)
+    with pytest.raises(RunFailedError, match=r"agglomerate up0 \[1, 1, 1\]: column nodes.rank of") as caught:
+        neuroshed.verify(tmp_path / "run", blocks=None)
+    assert len(caught.value.summary["failures"]) == 1
+    assert not list((tmp_path / "run").glob("verify-*"))
+
+
+def test_what_is_not_done_is_named(summary: dict[str, Any], tmp_path: Path) -> None:
+    shutil.rmtree(summary["segmentations"]["0.3"])
+    assert neuroshed.verify(tmp_path / "run", blocks=1)["unfinished"] == ["segment 0.3"]
+    for folder in (tmp_path / "run").glob("*-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(WorkflowError, match="has no finished stage to verify"):
+        neuroshed.verify(tmp_path / "run")
+
+
+def test_columns_differ_in_name_type_or_value(tmp_path: Path) -> None:
+    tables = {"a": {"x": np.arange(3), "y": np.ones((2, 2), np.int64)}}
+    others: list[tuple[dict[str, Any], str | None]] = [
+        (tables, None),
+        ({"a": {**tables["a"], "x": np.arange(3, dtype=np.uint64)}}, "a.x"),
+        ({"a": {**tables["a"], "y": np.zeros((2, 2), np.int64)}}, "a.y"),
+        ({"a": {"x": tables["a"]["x"]}}, "a.y"),
+        ({**tables, "b": {"z": np.zeros(0)}}, "b.z"),
+    ]
+    write_node(tmp_path / "one", tables)
+    for other, expected in others:
+        write_node(tmp_path / "other", other)
+        assert differing_column(tmp_path / "one", tmp_path / "other") == expected
+        assert differing_column(tmp_path / "other", tmp_path / "one") == expected
+    with pytest.raises(BlockError, match="is missing"):
+        differing_column(tmp_path / "one", tmp_path / "none")
+    (tmp_path / "other").write_bytes((tmp_path / "one").read_bytes()[:50])
+    with pytest.raises(BlockError, match="is damaged"):
+        differing_column(tmp_path / "one", tmp_path / "other")
