@@ -23,7 +23,7 @@ test-system: $(READY)
 	$(BIN)/python -m pytest -m system
 
 benchmark: $(READY)
-	$(BIN)/python benchmarks/segment.py
+	$(BIN)/python benchmarks/stitch.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "neuroshed needs Python >= 3.11, this is " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'

@@ -50,4 +50,4 @@ def random_limits(seed: int) -> tuple[int, int]:
     """`low` and `high`: all edges, none, and some."""
     rng = np.random.default_rng(seed)
     low = int(rng.choice([0, 1, 30, 100, 255]))
-    return low, max(low, int(rng.choice([1, 200, 250, 255, 256])))
+    return low, max(low, int(rng.choice([0, 1, 200, 250, 255, 256])))

@@ -193,7 +193,8 @@ class PlainSizeRule:
                 self.gain(*event)
             else:
                 self.link(*event)
-        self.kept = [link for link in self.kept if self.parts[link[1]] is not self.parts[link[2]]]
+        # Neither end of a kept link can be taken into another part any more.
+        assert all(self.parts[a] is not self.parts[b] for _, a, b in self.kept)
 
     def gain(self, key: Key, fragment: int, _: None, voxels: int) -> None:
         part = self.parts[fragment]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,28 @@ from tests.kernels.block_cases import place_of, random_block, random_limits
 from tests.kernels.plain_blocks import EITHER, PlainBlock, plain_watershed
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_basins_equal_the_plain_ones(seed: int) -> None:
-    block, (low, high) = random_block(seed), random_limits(seed)
+def assert_equal(block: PlainBlock, low: int, high: int) -> None:
     found, plain = watershed(block.affinities, place_of(block), low, high), plain_watershed(block, low, high)
     np.testing.assert_array_equal(found.labels, plain.labels)
     assert found.first.tolist() == plain.first
     assert found.sizes.tolist() == plain.sizes
-    for planes, plain_planes in zip(found.picked, plain.picked, strict=True):
-        for plane, expected in zip(planes, plain_planes, strict=True):
-            np.testing.assert_array_equal(plane[expected != EITHER], expected[expected != EITHER])
+    inner = place_of(block).inner_faces()
+    for axis, side in np.argwhere(inner):
+        plane, expected = found.picked[axis][side], plain.picked[axis][side]
+        np.testing.assert_array_equal(plane[expected != EITHER], expected[expected != EITHER])
     assert (found.labels.dtype, found.first.dtype, found.sizes.dtype) == (np.int32, np.int64, np.int64)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_basins_equal_the_plain_ones(seed: int) -> None:
+    assert_equal(random_block(seed), *random_limits(seed))
+
+
+@pytest.mark.parametrize("high", [0, 1, 256])
+@pytest.mark.parametrize("seed", range(15))
+def test_edges_of_no_strength_are_told_from_those_that_are_not_there(seed: int, high: int) -> None:
+    block = random_block(seed)
+    assert_equal(replace(block, affinities=block.affinities // 200), 0, high)
 
 
 @pytest.mark.parametrize(("low", "count"), [(0, 0), (1, 8 * 8 * 300), (255, 8 * 8 * 300)])
@@ -35,8 +48,7 @@ def test_rows_longer_than_a_vector_and_further_channels() -> None:
     shape = (3, 4, 150)
     affinities = np.concatenate([rng.choice([20, 90, 200, 255], (3, *shape)), np.zeros((2, *shape))]).astype(np.uint8)
     block = PlainBlock(affinities, (0, 0, 0), shape, ((0, 0, 0), shape), shape)
-    found, plain = watershed(affinities, place_of(block), 50, 250), plain_watershed(block, 50, 250)
-    np.testing.assert_array_equal(found.labels, plain.labels)
+    assert_equal(block, 50, 250)
 
 
 def test_connect_numbers_in_raster_order() -> None:

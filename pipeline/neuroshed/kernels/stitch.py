@@ -91,8 +91,6 @@ def size_rule(fragments: Fragments, gains: Gains, links: Links, small: int) -> S
     )  # fmt: skip
     totals = _sum_up(table, fragments.totals)
     roots = table.astype(np.int64)
-    # A link whose ends became one fragment after it was kept says nothing any more.
-    kept &= roots[links.left] != roots[links.right]
     up = open_.copy()
     up[roots[links.left[kept]]] = up[roots[links.right[kept]]] = True
     up &= roots == np.arange(roots.size)
@@ -249,6 +247,8 @@ def links_that_matter(
         inside[affinity] = (counts if whole else edge_count(labels, affinities, place, least, most))[affinity]
         edges = edges_by_affinity(labels, affinities, place, least, most, inside)
         found.append(_take_by_affinity(progress, *edges, inside, small, labels.shape, place.first, place.steps))
+        # Room for those of the next part.
+        del edges
     pairs, keys = (np.concatenate(column) for column in zip(*found, strict=True))
     left, right = unpack(pairs)
     return Links(left - 1, right - 1, keys, np.zeros(keys.size, np.bool_))
