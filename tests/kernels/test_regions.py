@@ -64,6 +64,12 @@ def test_affinities_need_not_be_contiguous() -> None:
     assert_equal(region_graph(labels, affinities, count), plain_contacts(labels, affinities, NEAREST), False)
 
 
+@pytest.mark.parametrize("offsets", [[(0, 0, -2)] * 2, [(0, 0, 1)], [(0, -1, 1)], [(0, 0, 0)]])
+def test_offsets_that_do_not_fit_are_refused(offsets: list[Vec]) -> None:
+    with pytest.raises(ValueError, match="at most 0"):
+        region_graph(np.ones((2, 2, 2), np.int32), np.ones((4, 2, 2, 2), np.uint8), 1, offsets)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_ranks_equal_the_plain_ones(seed: int) -> None:
     block = random_block(seed, most=12)

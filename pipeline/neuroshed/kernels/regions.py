@@ -64,8 +64,14 @@ def region_graph(
 
     `labels` int32 `(z, y, x)` of the block; `affinities` uint8 over the block or more beyond its high faces. Channel
     3 + i at voxel p is the edge between p and p + `offsets[i]`, whose components are at most 0 and not all 0: such an
-    edge adds to its pair like those between neighbours, and makes one of labels that touch nowhere.
+    edge adds to its pair like those between neighbours, and makes one of labels that touch nowhere. Raises ValueError
+    for other offsets, or more than there are channels for.
     """
+    if len(affinities) < 3 + len(offsets) or any(max(offset) > 0 or not any(offset) for offset in offsets):
+        raise ValueError(
+            f"{len(affinities)} channels have the offsets {list(offsets)} after the first three; "
+            "there must be a channel for each, and offsets must be at most 0 and not all 0"
+        )
     ways = np.array([*_NEAREST, *offsets], np.int64)
     slots = np.zeros(_power_of_two(4 * (count + 1)), np.int32)
     row = row_buffers(labels.shape[2])
