@@ -85,6 +85,15 @@ def test_a_value_that_is_not_a_number_is_refused_by_name(affinities: np.ndarray,
     assert "nan" in message.lower()
 
 
+def test_wide_numbers_are_planned_with_more_memory(affinities: np.ndarray, tmp_path: Path) -> None:
+    def planned(name: str, values: np.ndarray) -> int:
+        path = store(tmp_path / f"{name}.zarr", values)
+        rows = neuroshed.plan("stitch", [f"affinities={path}", f"output={tmp_path / name}"])["stages"]
+        return int(next(row["memory_bytes"] for row in rows if row["stage"] == "fragments"))
+
+    assert planned("wide", affinities / 255) > planned("narrow", affinities)
+
+
 def test_too_few_channels_are_refused_before_work(affinities: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="have 2 channels for 3 offsets"):
         run(store(tmp_path / "given.zarr", affinities[:2]), tmp_path / "run")

@@ -69,7 +69,7 @@ def mutex_watershed(
 def _agglom(
     affinities: npt.NDArray[np.uint8], *, offsets: list[list[int]], biases: list[float], low: float
 ) -> list[npt.NDArray[np.uint64]]:
-    import mwatershed  # type: ignore[import-untyped]
+    import mwatershed
 
     shape = affinities.shape[1:]
     # mwatershed does not take edges that are longer than the array.

@@ -46,4 +46,6 @@ class Fragments(BlockStage):
     def memory_bytes(self, step: str) -> int:
         """Affinities as stored and as read, bits, labels and their compressed copy, tables of basins."""
         z, y, x = self.block_shape
-        return ALLOWANCE_BYTES + (z + 1) * (y + 1) * (x + 1) * BYTES_PER_VOXEL
+        voxels = (z + 1) * (y + 1) * (x + 1)
+        # Affinities of wide numbers take more while they are read than all that comes after.
+        return ALLOWANCE_BYTES + max(voxels * BYTES_PER_VOXEL, self.source.read_bytes((z + 1, y + 1, x + 1)))

@@ -126,6 +126,10 @@ class Predict(Stage):
         """Offset of each channel that `read` gives."""
         return NEAREST
 
+    def read_bytes(self, shape: Vec) -> int:
+        """Peak memory in bytes of `read` for a box of `shape`."""
+        return 2 * len(NEAREST) * Box.of_shape(shape).size
+
     def read(self, box: Box) -> npt.NDArray[np.uint8]:
         """Affinities of a box that is predicted, uint8 `(3, z, y, x)`."""
         return self.affinities.read(box)
