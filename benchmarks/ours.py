@@ -72,7 +72,7 @@ def _kernels(affinities: np.ndarray, given: np.ndarray, job: dict[str, Any], clo
     del basins
     # What the workflow does in a block: the size rule first, which leaves few contacts to count.
     with clock("sized fragments"):
-        block_graph(affinities, place, np.zeros((3, 2), np.uint8), Rules(low, high, SMALL, DUST))
+        block_graph(affinities, place, Rules(low, high, SMALL, DUST))
     count = int(given.max())
     with clock("contacts"):
         contacts = region_graph(given, affinities, count)

@@ -38,7 +38,8 @@ def random_steps(rng: random.Random) -> Steps:
         levels = grid().octree()
         steps += [(name, step) for step in climb(name, levels, wanted)]
         if rng.random() < 0.7:
-            steps += [(name, step) for step in descend(name, levels, name, wanted)]
+            paint = Step("paint", levels[0], (Need(name, "down0", high=(1, 1, 1)), *wanted))
+            steps += [(name, step) for step in (*descend(name, levels, name), paint)]
     return steps
 
 

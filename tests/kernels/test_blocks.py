@@ -27,18 +27,16 @@ FAR = [(0, 0, -2), (-1, -2, -1)]
 
 class Case(NamedTuple):
     block: PlainBlock
-    face_levels: np.ndarray
     rules: Rules
 
     def graph(self) -> BlockGraph:
-        return block_graph(self.block.affinities, place_of(self.block), self.face_levels, self.rules)
+        return block_graph(self.block.affinities, place_of(self.block), self.rules)
 
 
 def random_case(seed: int) -> Case:
     rng = np.random.default_rng(seed)
     block, (low, high) = random_block(seed), random_limits(seed)
-    levels = np.where(place_of(block).inner_faces(), rng.integers(1, 6, (3, 2)), 0).astype(np.uint8)
-    return Case(block, levels, Rules(low, high, int(rng.choice([0, 2, 10, 50])), int(rng.choice([0, 2, 20]))))
+    return Case(block, Rules(low, high, int(rng.choice([0, 2, 10, 50])), int(rng.choice([0, 2, 20]))))
 
 
 class PlainGraph:
@@ -47,9 +45,10 @@ class PlainGraph:
     def __init__(self, case: Case) -> None:
         block, rules = case.block, case.rules
         self.basins = plain_watershed(block, rules.low, rules.high)
-        self.levels = basin_levels(self.basins, case.face_levels)
+        self.touching = basins_at_faces(self.basins, place_of(block).inner_faces())
         links = [(key, a - 1, b - 1) for key, a, b in plain_links(block, self.basins.labels, rules.low)]
-        sizes, touching = self.basins.sizes, [level > 0 for level in self.levels]
+        sizes = self.basins.sizes
+        touching = [bool(faces) for faces in self.touching]
         self.rule: PlainSizeRule = plain_size_rule(sizes, sizes, touching, links, rules.small)
         every = {id(part): part for part in self.rule.parts.values()}.values()
         stay = [part for part in every if self.up(part) or part.total >= rules.dust]
@@ -75,14 +74,13 @@ class PlainGraph:
         return [(row, *gain) for row, part in open_parts for gain in self.rule.needed_gains(part)]
 
 
-def basin_levels(basins: PlainBasins, face_levels: np.ndarray) -> list[int]:
-    levels = [0] * len(basins.sizes)
-    for axis in range(3):
-        for side in range(2):
-            for label in np.unique(basins.labels.take(-side, axis)).tolist():
-                if label:
-                    levels[label - 1] = max(levels[label - 1], int(face_levels[axis, side]))
-    return levels
+def basins_at_faces(basins: PlainBasins, inner: np.ndarray) -> list[set[tuple[int, int]]]:
+    """The faces with region beyond, as (axis, side), that each basin touches."""
+    faces: list[set[tuple[int, int]]] = [set() for _ in basins.sizes]
+    for axis, side in np.argwhere(inner).tolist():
+        for label in set(basins.labels.take(-side, axis).ravel().tolist()) - {0}:
+            faces[label - 1].add((axis, side))
+    return faces
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -98,7 +96,9 @@ def test_block_graphs_equal_the_plain_ones(seed: int) -> None:
     assert found.totals.tolist() == [part.total for part in plain.parts]
     assert found.starts.tolist() == [part.start if part.open else part.total for part in plain.parts]
     assert found.ranks.tolist() == plain_ranks(case.block, plain.labels)
-    assert found.touching.tolist() == [max(plain.levels[i] for i in part.members) for part in plain.parts]
+    faces = [set.union(*(plain.touching[i] for i in part.members)) for part in plain.parts]
+    assert found.above.tolist() == [sum(1 << (3, 1, 0)[axis] for axis, side in at if side) for at in faces]
+    assert found.below.tolist() == [any(side == 0 for _, side in at) for at in faces]
     assert found.up.tolist() == [plain.up(part) for part in plain.parts]
     assert list(zip(*(column.tolist() for column in found.links[:3]), strict=True)) == plain.links()
     assert not found.links.joined.any()
@@ -113,7 +113,7 @@ def test_planes_are_the_faces(seed: int) -> None:
         for side in range(2):
             plane, expected = found.planes[axis][side], picked[axis][side].ravel()
             assert plane.labels.tolist() == found.labels.take(-side, axis).ravel().tolist()
-            if case.face_levels[axis, side]:
+            if place_of(case.block).inner_faces()[axis, side]:
                 assert plane.picked[expected != EITHER].tolist() == expected[expected != EITHER].tolist()
             assert (plane.labels.dtype, plane.picked.dtype) == (np.int64, np.bool_)
 
@@ -124,7 +124,7 @@ def test_contacts_with_further_channels_and_histograms(seed: int) -> None:
     shape = case.block.affinities.shape[1:]
     further = np.random.default_rng(seed).integers(0, 256, (len(FAR), *shape), np.uint8)
     affinities = np.concatenate([case.block.affinities, further])
-    found = block_graph(affinities, place_of(case.block), case.face_levels, case.rules, FAR, True).contacts
+    found = block_graph(affinities, place_of(case.block), case.rules, FAR, True).contacts
     plain = plain_contacts(case.graph().labels, affinities, NEAREST + FAR)
     assert list(zip(found.left.tolist(), found.right.tolist(), strict=True)) == list(plain)
     assert found.sums.tolist() == [sum(values) for values in plain.values()]
@@ -135,7 +135,7 @@ def test_a_block_with_more_edges_than_are_taken_at_a_time() -> None:
     shape = (9, 10, 19)
     affinities = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
     block = PlainBlock(affinities, (0, 0, 0), shape, ((0, 0, 0), shape), shape)
-    case = Case(block, np.zeros((3, 2), np.uint8), Rules(20, 250, 40, 10))
+    case = Case(block, Rules(20, 250, 40, 10))
     found, plain = case.graph(), PlainGraph(case)
     assert len(plain_links(block, plain.basins.labels, 20)) > found.labels.size
     np.testing.assert_array_equal(found.labels, plain.labels)

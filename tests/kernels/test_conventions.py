@@ -117,6 +117,19 @@ def test_bytes_of_the_usual_range_pass_as_they_would_as_floats(inverted):
     assert (fast is values) is not inverted
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize(("dtype", "value_range"), [("uint8", (0, 255)), ("uint8", (0, 85)), ("float32", (0, 85))])
+def test_the_result_goes_where_it_is_wanted(dtype, value_range, inverted):
+    values = np.arange(84, dtype=dtype).reshape(3, 4, 7)
+    wanted = convention(inverted=inverted, value_range=value_range)
+    out = np.full((4, 5, 9), 99, np.uint8)
+    found = to_uint8(values, wanted, out=out[1:, 1:, 1:8])
+    assert found.base is out
+    assert_array_equal(out[1:, 1:, 1:8], to_uint8(values, wanted))
+    assert (out[0] == 99).all()
+    assert (out[..., 8] == 99).all()
+
+
 def test_bytes_survive_being_stored_as_floats():
     values = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
     for dtype in (np.float16, np.float32, np.float64):

@@ -214,6 +214,22 @@ def test_more_than_all_and_less_than_none_are_thresholds_too() -> None:
     assert_equal_outcomes(case._replace(lowest=-(2**80)).outcome(), case._replace(lowest=0).outcome())
 
 
+def test_copies_of_one_cluster_have_its_rank() -> None:
+    nodes = Nodes(
+        np.array([1, 2, 3], np.uint64),
+        np.array([7, 5, 7], np.uint64),
+        np.array([4, 4, 0]),
+        np.zeros(3, np.uint8),
+        np.array([True, False, True]),
+    )
+    edges = Edges(np.array([0, 1]), np.array([1, 2]), np.array([[200, 1], [200, 1]]))
+    outcome = agglomerate(nodes, edges, Score("mean"), 0)
+    assert outcome.clusters.ids.tolist() == [1, 2, 3]
+    assert outcome.clusters.ranks.tolist() == [7, 5, 7]
+    with pytest.raises(ValueError, match="same rank"):
+        agglomerate(nodes._replace(frozen=np.array([True, False, False])), edges, Score("mean"), 0)
+
+
 def test_what_is_no_graph_is_refused() -> None:
     nodes, edges = random_case("mean", 6).arrays()
     ends, stats = np.array([0]), np.array([[5, 1]])

@@ -6,7 +6,7 @@ import pytest
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels import regions
 from neuroshed.kernels.regions import Contacts, edge_count, edges_by_affinity, ranks, region_graph
-from neuroshed.kernels.watershed import Place
+from neuroshed.kernels.watershed import Place, watershed
 from tests.kernels.block_cases import place_of, random_affinities, random_block
 from tests.kernels.plain_blocks import PlainBlock, histogram, plain_contacts, plain_links, plain_ranks
 
@@ -55,6 +55,41 @@ def test_more_pairs_than_a_table_begins_with(histograms: bool) -> None:
     found = region_graph(labels, affinities, 5, histograms=histograms)
     assert found.left.size > regions.ROWS
     assert_equal(found, plain_contacts(labels, affinities, NEAREST), histograms)
+
+
+@pytest.mark.parametrize("nx", [1 << 14, 1 << 12])
+def test_more_than_one_strip_of_a_plane(nx: int) -> None:
+    rng = np.random.default_rng(nx)
+    shape = (3, 7, nx)
+    offsets: list[Vec] = [(-1, -2, -1), (0, -5, 0)]
+    labels, count = random_labels(rng, shape)
+    affinities = rng.integers(0, 256, (5, *shape), np.uint8)
+    found = region_graph(labels, affinities, count, offsets, histograms=True)
+    assert_equal(found, plain_contacts(labels, affinities, NEAREST + offsets), True)
+
+
+@pytest.mark.parametrize("largest", [2**22 - 1, 2**22, 2**31 - 1])
+def test_labels_of_more_than_one_digit_in_any_order(largest: int) -> None:
+    """Also one that meets all others, which are larger and smaller than it."""
+    rng = np.random.default_rng(largest)
+    shape = (6, 7, 8)
+    labels = rng.permutation(np.linspace(1, largest, np.prod(shape)).astype(np.int32)).reshape(shape)
+    labels[:, 3] = largest // 2
+    affinities = random_affinities(rng, shape)
+    assert_equal(region_graph(labels, affinities, labels.size), plain_contacts(labels, affinities, NEAREST), False)
+
+
+@pytest.mark.parametrize("kind", ["noise", "weakest", "strongest", "one voxel"])
+def test_contacts_of_basins(kind: str) -> None:
+    shape = (1, 1, 1) if kind == "one voxel" else (9, 10, 11)
+    affinities = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    if kind in ("weakest", "strongest"):
+        affinities[:] = 0 if kind == "weakest" else 255
+    place = Place(Box.of_shape(shape), Box.of_shape(shape), shape)
+    for low, high in ((0, 256), (26, 250)):
+        basins = watershed(affinities, place, low, high)
+        found = region_graph(basins.labels, affinities, basins.sizes.size)
+        assert_equal(found, plain_contacts(basins.labels, affinities, NEAREST), False)
 
 
 def test_affinities_need_not_be_contiguous() -> None:

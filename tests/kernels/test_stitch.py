@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
+from neuroshed.kernels.inside import size_rule_inside
+from neuroshed.kernels.regions import ROWS
 from neuroshed.kernels.stitch import (
     NO_GAINS,
     Fragments,
@@ -13,12 +15,11 @@ from neuroshed.kernels.stitch import (
     SizeRule,
     best_links,
     falling_order,
-    links_that_matter,
     size_rule,
 )
 from neuroshed.kernels.watershed import watershed
 from tests.kernels.block_cases import place_of, random_block, random_limits
-from tests.kernels.plain_blocks import Link, PlainSizeRule, plain_links, plain_size_rule
+from tests.kernels.plain_blocks import Link, PlainBlock, PlainSizeRule, plain_links, plain_size_rule
 
 
 def random_keys(rng: np.random.Generator, count: int) -> list[int]:
@@ -147,28 +148,52 @@ def test_nodes_come_to_what_the_whole_comes_to(seed: int) -> None:
     assert tree.totals[tree.owner].tolist() == [whole.parts[i].now for i in range(tree.count)]
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_links_that_matter_are_all_that_do(seed: int) -> None:
-    """The size rule makes of them what it makes of all; they do not depend on how many are taken at a time."""
+@pytest.mark.parametrize("seed", range(200))
+def test_size_rule_inside_equals_the_plain_one(seed: int) -> None:
+    """And that of all edges in a node; it does not depend on how many are taken at a time."""
     rng = np.random.default_rng(seed)
     block, (low, high) = random_block(seed, most=9), random_limits(seed)
     basins = watershed(block.affinities, place_of(block), low, high)
     touching = rng.random(basins.sizes.size) < rng.choice([0, 0.2, 1])
     fragments, small = Fragments(basins.sizes, basins.sizes, touching), int(rng.choice([0, 2, 10, 50, 1000]))
-    some = links_that_matter(basins.labels, block.affinities, place_of(block), fragments, low, small, room=10**9)
     every = [(key, a - 1, b - 1) for key, a, b in plain_links(block, basins.labels, low)]
-
-    found = size_rule(fragments, NO_GAINS, some, small)
     plain = plain_size_rule(basins.sizes.tolist(), basins.sizes.tolist(), touching.tolist(), every, small)
-    assert_equal(found, plain)
-    kept = [some.keys[i].item() for i in np.flatnonzero(found.kept)]
-    assert kept == sorted((key for key, _, _ in plain.kept), reverse=True)
-    assert (np.diff(some.keys.astype(object)) < 0).all()
-    assert some.keys.size <= 2 * basins.sizes.size + len(plain.kept)
-    for room in (1, 7):
-        again = links_that_matter(basins.labels, block.affinities, place_of(block), fragments, low, small, room=room)
-        for one, other in zip(some, again, strict=True):
+    whole = size_rule(fragments, NO_GAINS, as_links(every), small)
+    for room in (1, 7, 10**9):
+        args = basins.labels, block.affinities, place_of(block), fragments, low, small, room
+        found, links = size_rule_inside(*args)
+        assert_equal(found, plain)
+        assert found.kept.all()
+        assert links.keys.tolist() == sorted((key for key, _, _ in plain.kept), reverse=True)
+        ends = {key: {min(plain.parts[end].members) for end in link} for key, *link in plain.kept}
+        for key, left, right in zip(links.keys.tolist(), links.left, links.right, strict=True):
+            assert {int(found.roots[left]), int(found.roots[right])} == ends[key]
+        np.testing.assert_array_equal(found.roots, whole.roots)
+        tops = found.roots == np.arange(found.roots.size)
+        for one, other in zip(found[1:4], whole[1:4], strict=True):
+            np.testing.assert_array_equal(one[tops], other[tops])
+            assert one.dtype == other.dtype
+        for one, other in zip(found.gains, whole.gains, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_more_links_are_kept_than_there_are_fragments() -> None:
+    """All fragments are open and small, so nothing joins them."""
+    shape = (11, 12, 13)
+    affinities = np.random.default_rng(0).integers(1, 256, (3, *shape), np.uint8)
+    labels = np.arange(1, 1 + np.prod(shape), dtype=np.int32).reshape(shape)
+    block = PlainBlock(affinities, (0, 0, 0), shape, ((0, 0, 0), shape), shape)
+    ones = np.ones(labels.size, np.int64)
+    fragments = Fragments(ones, ones, ones > 0)
+    every = sorted(plain_links(block, labels, 1), reverse=True)
+    assert len(every) > ROWS
+    for room in (1000, 10**9):
+        _, found = size_rule_inside(labels, affinities, place_of(block), fragments, 1, 10, room)
+        ends = np.sort(np.stack([found.left, found.right]) + 1, axis=0)
+        assert list(zip(found.keys.tolist(), *ends.tolist(), strict=True)) == [
+            (key, *sorted(pair)) for key, *pair in every
+        ]
+        assert [column.dtype for column in found] == [np.int64, np.int64, np.uint64, np.bool_]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -23,7 +23,7 @@ THRESHOLDS = ("0", "0.1", "0.25", "0.4", "0.5", "0.6", "0.75", "0.9", "1")
 
 @dataclass(frozen=True)
 class Case:
-    """`affinities` uint8 `(3, z, y, x)` of a volume, of which `region` is segmented in blocks of `block`.
+    """`affinities` uint8 `(c, z, y, x)` of a volume, of which `region` is segmented in blocks of `block`.
 
     `classes` uint8 `(z, y, x)`: for each `factor` of voxels a class that is kept apart from others, or 0.
     """
@@ -157,11 +157,26 @@ def random_case(seed: int) -> Case:
     region = Box((before[0], before[1], before[2]), (z - after[0], y - after[1], x - after[2]))
     a, b, c = (-(-n // count) for n, count in zip(shape, counts, strict=True))
     case = Case(f"{name} of {kind.__name__}", kind(rng, (z, y, x)), region, (a, b, c), random_settings(rng), seed)
+    if rng.random() < 0.3:
+        case = with_further(case, rng)
     if rng.random() < 0.85:
         return case
     factor = (int(rng.integers(1, 5)), *[int(rng.integers(2, 6))] * 2)
     classes = rng.integers(0, 4, [-(-n // f) for n, f in zip((z, y, x), factor, strict=True)]).astype(np.uint8)
     return replace(case, classes=classes, factor=factor)
+
+
+def with_further(case: Case, rng: np.random.Generator) -> Case:
+    """The case with one or two further channels, of edges no longer than a block."""
+    reach = [min(side, 4) + 1 for side in case.block]
+    drawn = {tuple(-rng.integers(0, reach)) for _ in range(2)}
+    offsets = tuple((int(z), int(y), int(x)) for z, y, x in sorted(drawn) if z + y + x < -1)
+    channels = [KINDS[rng.integers(len(KINDS))](rng, case.affinities.shape[1:])[0] for _ in offsets]
+    return replace(
+        case,
+        affinities=np.stack([*case.affinities, *channels]),
+        settings=replace(case.settings, further=offsets),
+    )
 
 
 def tied_case(seed: int) -> Case:
@@ -192,7 +207,7 @@ def run_case(case: Case, fault_rate: float = 0.05) -> Whole:
     """What the stages make of a case."""
     order = random.Random(case.seed)
     with in_memory(case.affinities, case.classes) as memory:
-        source = given(case.affinities)
+        source = given(case.affinities, case.settings.further)
         segments = segment_stages(HERE, source, case.block, case.settings, case.region, semantics=case.semantics)
         run_inline(segments, order, Faults(memory, order, fault_rate))
         found = outputs(segments)

@@ -69,6 +69,7 @@ def segment_stages(
         high=settings.high,
         small=settings.small,
         histograms=settings.score.startswith("quantile_"),
+        long_range=bool(settings.further),
         dust=settings.dust,
         smooth=settings.smooth,
         bias=settings.bias,
@@ -116,4 +117,9 @@ def run_inline(last: Sequence[Stage], order: random.Random, attempt: Callable[[S
 
 def outputs(segments: Sequence[Segment]) -> dict[str, np.ndarray]:
     """Fragments and the segmentation at every threshold."""
-    return {segment.threshold: segment.labels.read(segment.labels.box) for segment in segments}
+    region = segments[0].agglomerate.fragments.region
+    found = {}
+    for segment in segments:
+        labels = found[segment.threshold] = np.zeros(segment.labels.box.shape, np.uint64)
+        labels[region.slices()] = segment.labels.read(region)
+    return found

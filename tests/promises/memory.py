@@ -108,7 +108,7 @@ class Array:
 
 @contextlib.contextmanager
 def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iterator[Memory]:
-    """While this lasts, stages read `affinities`, uint8 `(3, z, y, x)`, and `classes`, and write to the memory."""
+    """While this lasts, stages read `affinities`, uint8 `(c, z, y, x)`, and `classes`, and write to the memory."""
     memory = Memory()
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
@@ -126,8 +126,8 @@ def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iter
         yield memory
 
 
-def given(affinities: np.ndarray) -> Affinities:
-    """The stage of affinities that lie in memory."""
+def given(affinities: np.ndarray, further: tuple[Vec, ...] = ()) -> Affinities:
+    """The stage of affinities that lie in memory; `further` are the offsets of the channels after the third."""
     _, z, y, x = affinities.shape
     return Affinities(
         run_folder=HERE,
@@ -136,7 +136,8 @@ def given(affinities: np.ndarray) -> Affinities:
         voxel_size=(1.0, 1.0, 1.0),
         offset=(0.0, 0.0, 0.0),
         axes="czyx",
-        convention=Convention(NEAREST, "source", False, (0.0, 255.0)),
+        convention=Convention((*NEAREST, *further), "source", False, (0.0, 255.0)),
+        long_range=further,
         identity={},
     )
 

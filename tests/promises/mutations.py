@@ -15,11 +15,14 @@ import pytest
 from neuroshed.kernels import blocks, stitch
 from neuroshed.kernels.faces import Crossings, Plane
 from neuroshed.kernels.merging import Edges, Merges, Nodes, Outcome
-from neuroshed.kernels.order import key_affinity
+from neuroshed.kernels.order import edge_keys, key_affinity
+from neuroshed.kernels.regions import edge_count, edges_by_affinity
 from neuroshed.kernels.scores import Score, integer_scores
 from neuroshed.kernels.stitch import NO_GAINS, Fragments, Gains, Links, SizeRule
+from neuroshed.kernels.watershed import Place
 from neuroshed.stages import leaves, settle
 from neuroshed.stages.fragments import Fragments as FragmentsStage
+from neuroshed.storage.nodes import Columns
 from tests.kernels.plain_merging import Cluster, PlainGraph, plain_score
 
 from .reference import Settings
@@ -31,8 +34,27 @@ size_rule, agglomerate = stitch.size_rule, settle.agglomerate
 
 
 def replace_size_rule(patch: Patch, changed: Callable[[Fragments, Gains, Links, int], SizeRule]) -> None:
-    for module in (blocks, settle):
-        patch.setattr(module, "size_rule", changed)
+    patch.setattr(settle, "size_rule", changed)
+
+    def inside(labels, affinities, place, entering, low, small, room) -> tuple[SizeRule, Links]:  # type: ignore[no-untyped-def]
+        links = links_inside(labels, affinities, place, low)
+        return changed(entering, NO_GAINS, links, small), links
+
+    patch.setattr(blocks, "size_rule_inside", inside)
+
+
+def links_inside(labels: np.ndarray, affinities: np.ndarray, place: Place, low: int) -> Links:
+    """All links of at least `low` between the fragments of a block."""
+    span = labels, affinities, place, low << 56, (256 << 56) - 1
+    counts = edge_count(*span)
+    edges = edges_by_affinity(*span, counts)
+    strengths = np.repeat(np.arange(255, -1, -1, dtype=np.uint8), counts[::-1])
+    voxels, keys = place.global_index((edges.code // 3).astype(np.int64)), np.empty(strengths.size, np.uint64)
+    for axis in range(3):
+        along = edges.code % 3 == axis
+        keys[along] = edge_keys(strengths[along], voxels[along], axis)
+    ends = (column.astype(np.int64) - 1 for column in (edges.upper, edges.lower))
+    return Links(*ends, keys, np.zeros(keys.size, np.bool_))
 
 
 def no_outside_is_open(patch: Patch, settings: Settings) -> None:
@@ -81,6 +103,7 @@ def open_small_absorbed(patch: Patch, settings: Settings) -> None:
     scope = dict(vars(stitch))
     exec(source.partition("\n")[2].replace(right, wrong), scope)  # without the decorator: as plain Python
     patch.setattr(stitch, "_take_in_turn", scope["_take_in_turn"])
+    replace_size_rule(patch, size_rule)
 
 
 def gains_forgotten(patch: Patch, settings: Settings) -> None:
@@ -91,6 +114,37 @@ def gains_forgotten(patch: Patch, settings: Settings) -> None:
         return solved._replace(starts=solved.totals, gains=NO_GAINS)
 
     replace_size_rule(patch, changed)
+
+
+def gains_counted_twice(patch: Patch, settings: Settings) -> None:
+    """What a fragment has gained counts again where a copy of it joins it."""
+    patch.setattr(stitch, "_once", lambda gains, table: gains)
+
+
+def copies_count_twice(patch: Patch, settings: Settings) -> None:
+    """A copy has the voxels that its fragment began with."""
+    nodes = leaves._nodes
+
+    def changed(block: leaves._Block, *rest: object) -> Columns:
+        found = nodes(block, *rest)
+        starts = dict(zip(block.nodes["id"].tolist(), block.nodes["start"].tolist(), strict=True))
+        plain = found["id"] & np.uint64((1 << 56) - 1)
+        return found | {"start": np.array([starts[i] for i in plain.tolist()], np.int64)}
+
+    patch.setattr(leaves, "_nodes", changed)
+
+
+def copies_are_closed(patch: Patch, settings: Settings) -> None:
+    """A copy counts as settled in the leaf where it stands, though it is handed up."""
+    rule = settle.size_rule
+
+    def changed(entering: Fragments, gains: Gains, links: Links, small: int) -> SizeRule:
+        copies = (entering.totals == 0) & entering.touching
+        solved = rule(entering._replace(touching=entering.touching & ~copies), gains, links, small)
+        solved.up[solved.roots[copies]] = True
+        return solved
+
+    patch.setattr(settle, "size_rule", changed)
 
 
 def no_halo(patch: Patch, settings: Settings) -> None:
@@ -194,6 +248,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     undecided_dust_dropped,
     open_small_absorbed,
     gains_forgotten,
+    gains_counted_twice,
+    copies_count_twice,
+    copies_are_closed,
     no_halo,
     picks_of_one_side,
     edges_tied,

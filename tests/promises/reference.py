@@ -52,6 +52,8 @@ class Settings:
     max_size: int = 0
     smooth: float = 0.0
     bias: int = 0
+    further: tuple[Vec, ...] = ()
+    """Offsets of the channels after the third, whose affinities count in scores."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def segment_whole(
     volume_shape: Vec | None = None,
     classes: np.ndarray | None = None,
 ) -> Whole:
-    """Fragments, merges and segments of affinities, uint8 `(3, z, y, x)`, that lie at `origin` in a larger volume.
+    """Fragments, merges and segments of affinities, uint8 `(c, z, y, x)`, that lie at `origin` in a larger volume.
 
     `classes`: for each voxel one of the classes from 1 on that are kept apart, or 0.
     """
@@ -101,6 +103,7 @@ def segment_whole(
     index = (along[0][:, None, None] * ny + along[1][:, None]) * nx + along[2]
     edges = list(_edges(affinities, index, settings))
     fragments = _fragments(edges, index, settings)
+    edges += _further_edges(affinities, settings)
     merges = _merges(fragments, edges, index, settings, np.zeros(shape, int) if classes is None else classes)
     return Whole(fragments, merges, {t: _joined(fragments, merges, t) for t in settings.thresholds})
 
@@ -111,9 +114,25 @@ def _edges(affinities: np.ndarray, index: np.ndarray, settings: Settings) -> Ite
     for axis in range(3):
         upper = tuple(slice(int(a == axis), None) for a in range(3))
         lower = tuple(slice(None, -1 if a == axis else None) for a in range(3))
-        values = (_smoothed(affinities[axis][upper], settings.smooth) + settings.bias).clip(0, 255)
+        values = _adjusted(affinities[axis][upper], settings)
         columns = values, edge_hash(3 * index[upper] + axis), place[upper], place[lower]
         yield from zip(*(column.ravel().tolist() for column in columns), strict=True)
+
+
+def _further_edges(affinities: np.ndarray, settings: Settings) -> Iterator[tuple[int, int, int, int]]:
+    """The same of the further channels, with no hash."""
+    shape = affinities.shape[1:]
+    place = np.arange(math.prod(shape)).reshape(shape)
+    for channel, offset in enumerate(settings.further, 3):
+        upper = tuple(slice(-o, None) for o in offset)
+        lower = tuple(slice(None, max(n + o, 0)) for o, n in zip(offset, shape, strict=True))
+        values = _adjusted(affinities[channel][upper], settings)
+        columns = values, np.zeros_like(values), place[upper], place[lower]
+        yield from zip(*(column.ravel().tolist() for column in columns), strict=True)
+
+
+def _adjusted(values: np.ndarray, settings: Settings) -> np.ndarray:
+    return (_smoothed(values, settings.smooth) + settings.bias).clip(0, 255)
 
 
 def _smoothed(values: np.ndarray, smooth: float) -> np.ndarray:

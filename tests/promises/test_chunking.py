@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 
 import neuroshed
 from neuroshed.geometry import Box, Vec
-from neuroshed.kernels import blocks, order, pairs, regions, stitch, unions, watershed
+from neuroshed.kernels import blocks, inside, order, pairs, regions, stitch, unions, watershed
 from neuroshed.kernels.blocks import Rules, block_graph
 from neuroshed.kernels.watershed import Place
 from neuroshed.storage.volumes import open_volume
@@ -135,15 +135,15 @@ def test_blocks_of_several_shards_equal_the_reference(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # hashes wrap round, which numba does silently
 def test_compiled_kernels_equal_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that a block computes, with every compiled function replaced by what it was compiled from."""
-    region = Box((0, 0, 0), (8, 8, 8))
-    affinities, place = random_affinities(np.random.default_rng(101), (8, 8, 8), 4), Place(region, region, (9, 8, 8))
-    levels, rules = np.array([[1, 0], [0, 1], [2, 0]], np.uint8), Rules(low=60, high=250, small=6, dust=2)
-    compiled = block_graph(affinities, place, levels, rules)
-    for module in (blocks, order, pairs, regions, stitch, unions, watershed):
+    place = Place(Box((1, 0, 1), (9, 8, 9)), Box((0, 0, 0), (9, 9, 9)), (10, 9, 9))
+    affinities = random_affinities(np.random.default_rng(101), (8, 9, 8), 4)
+    rules = Rules(low=60, high=250, small=6, dust=2)
+    compiled = block_graph(affinities, place, rules)
+    for module in (blocks, inside, order, pairs, regions, stitch, unions, watershed):
         for name, value in list(vars(module).items()):
             if isinstance(value, Dispatcher):
                 monkeypatch.setattr(module, name, value.py_func)
-    plain = block_graph(affinities, place, levels, rules)
+    plain = block_graph(affinities, place, rules)
     assert compiled.up.any()
     assert compiled.links.keys.any()
     for one, other in zip(arrays(compiled), arrays(plain), strict=True):

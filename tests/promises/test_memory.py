@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "step"), [("fragments", ""), ("agglomerate", "up0"), ("segment", "down0")])
+@pytest.mark.parametrize(("kind", "step"), [("fragments", ""), ("agglomerate", "up0"), ("segment", "paint")])
 def test_a_block_takes_no_more_than_predicted(kind: str, step: str, runs: list[dict[str, Path]]) -> None:
     files = [str(run[kind]) for run in runs]
     done = subprocess.run([sys.executable, "-c", MEASURE, *files, step], capture_output=True, text=True, check=True)

@@ -26,7 +26,8 @@ SHAPE, BLOCK = (10, 12, 16), (4, 4, 4)
 LEAVES, INNER = 3 * 3 * 4, 2 * 2 * 2 + 1
 TREE = LEAVES + INNER
 
-BLOCKS = {"fragments": LEAVES, "agglomerate": TREE, "segment 0.3": TREE, "segment 0.5": TREE}
+SEGMENT = TREE + LEAVES
+BLOCKS = {"fragments": LEAVES, "agglomerate": TREE, "segment 0.3": SEGMENT, "segment 0.5": SEGMENT}
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +159,12 @@ def test_only_what_depends_on_a_parameter_is_done_again(affinities: Path, output
     assert computed(run(affinities, output)) == 0
     assert computed(neuroshed.resume(output)) == 0
     # A new threshold costs one relabelling, beside another one too.
-    assert computed(run(affinities, output, "thresholds=[0.4]")) == TREE
-    assert computed(run(affinities, output, "thresholds=[0.6, 0.4, 0.3]")) == TREE
+    assert computed(run(affinities, output, "thresholds=[0.4]")) == SEGMENT
+    assert computed(run(affinities, output, "thresholds=[0.6, 0.4, 0.3]")) == SEGMENT
     changed = run(affinities, output, "fragments.small=20")
     assert computed(changed) == sum(BLOCKS.values())
-    assert computed(run(affinities, output, "agglomerate.lowest_threshold=0.1")) == 3 * TREE
-    assert computed(run(affinities, output, "agglomerate.score=max")) == 3 * TREE
+    assert computed(run(affinities, output, "agglomerate.lowest_threshold=0.1")) == TREE + 2 * SEGMENT
+    assert computed(run(affinities, output, "agglomerate.score=max")) == TREE + 2 * SEGMENT
     # All results are still there, so going back costs nothing.
     assert computed(run(affinities, output)) == 0
     assert {*done_events(output).values()} == {1}
@@ -174,11 +175,11 @@ def test_outputs_that_were_removed_are_not_believed(affinities: Path, alone: Pat
     shutil.rmtree(segmentation)
     assert neuroshed.status(output)["status"] == "unfinished"
     assert not segmentation.exists()
-    assert computed(run(affinities, output)) == TREE
+    assert computed(run(affinities, output)) == SEGMENT
     # What still stands stays, what is computed again waits for what it reads.
     for folder in (segmentation.parent, next(output.glob("agglomerate-*"))):
         shutil.rmtree(folder)
-    assert computed(neuroshed.resume(output)) == 2 * TREE
+    assert computed(neuroshed.resume(output)) == TREE + SEGMENT
     assert contents(output) == contents(alone)
     assert computed(run(affinities, output)) == 0
 

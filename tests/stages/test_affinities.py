@@ -1,5 +1,6 @@
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -288,18 +289,65 @@ def test_reading_outside_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_reading_stays_within_its_predicted_memory(tmp_path, dtype):
-    import tracemalloc
-
-    data = np.zeros((9, 64, 64, 64), dtype)
-    path = save(tmp_path / "a.zarr", data, (1, 32, 32, 32))
+    data = np.zeros((9, 96, 96, 96), dtype)
+    path = save(tmp_path / "a.zarr", data, (1, 24, 24, 24))
     offsets = [(0, 0, 1), (0, 1, 0), (1, 0, 0), *((0, 0, 2 + n) for n in range(6))]
     source = Affinities.of(tmp_path, path, AffinityConvention(offsets=offsets), ((0, 0, -7),))
-    box = Box((8, 8, 8), (64, 64, 64))
+    box = Box((8, 8, 8), (96, 96, 96))
     source.read(box)
-    tracemalloc.start()
-    source.read(box)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    chunks = 16 * 32**3 * data.itemsize
-    assert peak <= source.read_bytes(box.shape) + chunks
-    assert source.read_bytes(box.shape) < data.nbytes
+    assert peak_bytes(source, box) <= source.read_bytes(box.shape) < data.nbytes
+
+
+def peak_bytes(source, box):
+    """What a read allocates at once. Once in a while the interpreter's own tables grow at that time."""
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        source.read(box)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return min(peaks)
+
+
+def long_range_volume(path, strengths, offsets, shards=None):
+    """Affinities in our own convention; where an edge leaves the volume something is stored that must not be read."""
+    values = encode(stored_values(strengths, offsets, "source"), "uint8", inverted=False)
+    assert (values == 77).any()
+    zarr.create_array(LocalStore(path), data=values, chunks=(1, 2, 3, 2), shards=shards)
+    return path
+
+
+@pytest.mark.parametrize("shards", [None, (5, 4, 6, 8)])
+@pytest.mark.parametrize("block_shape", [(5, 6, 7), (2, 3, 2), (1, 1, 4)])
+def test_our_own_convention_is_read_as_it_is_stored(tmp_path, shards, block_shape):
+    offsets = ((0, 0, -3), *NEAREST, (0, -2, 1))
+    strengths = edges(offsets)
+    source = Affinities.of(
+        tmp_path,
+        long_range_volume(tmp_path / "a.zarr", strengths, offsets, shards),
+        AffinityConvention(offsets=offsets),
+        ((0, -2, 1),),
+    )
+    expected = canonical(strengths, source.offsets)
+    grid = Grid(Box.of_shape(SHAPE), block_shape)
+    for index in grid:
+        box = grid.block_box(index)
+        assert_array_equal(source.read(box), expected[(..., *box.slices())])
+
+
+def test_our_own_convention_is_handed_out_as_it_is_stored(tmp_path):
+    volume = create_volume(
+        tmp_path / "a.zarr", shape=(64,) * 3, dtype="uint8", shard_shape=(32,) * 3, voxel_size=(1, 1, 1),
+        voxel_offsets=NEAREST,
+    )  # fmt: skip
+    data = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 64), np.uint8)
+    for index in Grid(volume.box, (32,) * 3):
+        box = Grid(volume.box, (32,) * 3).block_box(index)
+        volume.write(box, data[(..., *box.slices())])
+    box = Box((0, 0, 0), (60, 60, 60))
+    ours, inverted = (
+        Affinities.of(tmp_path, volume.path, AffinityConvention(inverted=inverted)) for inverted in (False, True)
+    )
+    assert_array_equal(ours.read(box)[0, 1:], 255 - inverted.read(box)[0, 1:])
+    for stage in (ours, inverted):
+        assert peak_bytes(stage, box) <= stage.read_bytes(box.shape)

@@ -16,8 +16,9 @@ from tests.promises.reference import Sets
 from zarr.storage import LocalStore
 
 from neuroshed.errors import BlockError
-from neuroshed.geometry import Box, Grid, as_vec
+from neuroshed.geometry import Box, Grid, as_vec, sub
 from neuroshed.kernels import child
+from neuroshed.kernels.across import WAYS
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.kernels.parts import parts
 from neuroshed.kernels.scores import TOP_SCORE, Score
@@ -206,7 +207,10 @@ def test_each_contact_is_scored_once_by_its_upper_block(tmp_path):
         assert not np.isin(cross["lower"], own).any()
         pairs += [frozenset(pair) for pair in zip(edges["left"].tolist(), edges["right"].tolist(), strict=True)]
         pairs += [frozenset(pair) for pair in zip(cross["upper"].tolist(), cross["lower"].tolist(), strict=True)]
-        assert set(cross["level"].tolist()) <= {1}
+        for number in np.unique(cross["way"]).tolist():
+            other = scores.fragments.node_path("", sub(index, WAYS[number]))
+            below = read_node(other, "fragments")[0]["id"]
+            assert np.isin(cross["lower"][cross["way"] == number], below).all()
         scored = np.concatenate([edges["score"], cross["score"]])
         assert scored.size == 0 or (scored.min() >= scores.lowest and scored.max() <= TOP_SCORE)
     assert len(pairs) == len(set(pairs)) > 100

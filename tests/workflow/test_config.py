@@ -19,6 +19,8 @@ from neuroshed.errors import WorkflowError
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.workflow.config import Workflow, load, parse, shipped
 
+AFFINITIES = ["image=null", "affinities=a.zarr"]
+FAR = [*AFFINITIES, "long_range=[[0,0,-9]]", "agglomerate.long_range=true"]
 GIVEN = {"image": "a.zarr", "output": "run1"}
 
 
@@ -89,6 +91,8 @@ def test_every_key_can_be_set(override: str, key: str, value: object) -> None:
     settings = ["image=a.zarr", "output=run1", override]
     if override.startswith("cluster."):
         settings.insert(0, "cluster={}")
+    if key in ("fragments.context", "fragments.biases"):
+        settings.insert(0, "fragments.method=mutex")
     found: Any = load("segment", settings)
     for part in key.split("."):
         found = getattr(found, part)
@@ -148,7 +152,15 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         (["fragments.context=[-1,0,0]"], ["fragments.context", "0 or more, got [-1, 0, 0]"]),
         (["engine=waterz", "fragments.method=mutex"], ["engine waterz has its own watershed"]),
         (["engine=abiss"], ["engine", "'exact' or 'waterz'"]),
-        (["long_range=[[0,0,-9]]"], ["long_range channels are for fragments.method mutex of given affinities"]),
+        (["long_range=[[0,0,-9]]"], ["long_range channels are those of given affinities"]),
+        ([*AFFINITIES, "long_range=[[0,0,-9]]"], ["nothing uses the long_range channels", "agglomerate.long_range"]),
+        ([*AFFINITIES, "agglomerate.long_range=true"], ["agglomerate.long_range needs the offsets in long_range"]),
+        ([*FAR, "engine=waterz"], ["and engine exact"]),
+        ([*FAR, "long_range=[[0,0,9]]"], ["long_range offset [0, 0, 9]", "turn all signs round"]),
+        (
+            [*FAR, "block_shape=[8,8,8]"],
+            ["blocks of [8, 8, 8]", "no longer than a block"],
+        ),
         (["keep=[pieces]"], ["keep.0", "'pieces'"]),
         (["predict.batch_size=0"], ["predict.batch_size", "got 0"]),
         (["predict.device=tpu"], ["predict.device", "'auto', 'cpu' or 'cuda'", "got 'tpu'"]),

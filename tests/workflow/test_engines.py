@@ -17,6 +17,7 @@ from neuroshed.stages.affinities import NEAREST
 from neuroshed.storage.volumes import open_volume
 
 from ..promises.chunks import random_affinities
+from ..promises.reference import Settings, segment_whole
 
 SHAPE = (10, 12, 14)
 FAR = (0, 0, -3)
@@ -75,3 +76,18 @@ def test_mutex_fragments_in_one_block_are_those_of_the_mutex_watershed(
     assert np.unique(blocks["0.5"]).size < np.unique(blocks["fragments"]).size
     with pytest.raises(WorkflowError, match="biases has 2 values for 4 channels"):
         run(path, tmp_path / "run", SHAPE, *extra, "fragments.biases=[0, 1]")
+
+
+def test_long_range_affinities_count_in_scores_whatever_the_blocks(
+    stored: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    path, affinities = stored
+    convention = f"convention={{offsets: {[*map(list, (*NEAREST, FAR))]}}}"
+    far = ["agglomerate.long_range=true", f"long_range=[{list(FAR)}]", convention]
+    found = [run(path, tmp_path / str(block), block, *far) for block in (SHAPE, (5, 6, 7))]
+    for labels in found:
+        expected = segment_whole(affinities, Settings(26, 250, 0, 0, thresholds=("0.5",), further=(FAR,)))
+        np.testing.assert_array_equal(labels["fragments"], expected.fragments)
+        np.testing.assert_array_equal(labels["0.5"], expected.segments["0.5"])
+    without = run(path, tmp_path / "near", SHAPE, convention)
+    assert (without["0.5"] != found[0]["0.5"]).any()

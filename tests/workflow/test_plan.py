@@ -55,7 +55,7 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(settings: list[str], tmp_p
         "predict", "fragments", "agglomerate", "segment 0.3", "segment 0.5",
     ]  # fmt: skip
     blocks = {row["stage"]: row["blocks"] for row in plan["stages"]}
-    assert blocks == {"predict": 8, "fragments": 8, "agglomerate": 9, "segment 0.3": 9, "segment 0.5": 9}
+    assert blocks == {"predict": 8, "fragments": 8, "agglomerate": 9, "segment 0.3": 17, "segment 0.5": 17}
     assert plan["voxels"] == 24 * 30 * 20
     assert plan["tree_levels"] == 2
     assert plan["suggested_block_multiple"] == [8, 8, 8]

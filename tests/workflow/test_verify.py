@@ -47,7 +47,7 @@ def test_all_blocks_of_a_sound_run_are_equal(summary: dict[str, Any], tmp_path: 
     before = tree(tmp_path / "run")
     found = neuroshed.verify(tmp_path / "run", blocks=None)
     assert found["status"] == "equal"
-    assert sum(row["done"] for row in found["stages"].values()) == LEAVES + 3 * TREE
+    assert sum(row["done"] for row in found["stages"].values()) == LEAVES + TREE + 2 * (TREE + LEAVES)
     assert found["unfinished"] == []
     # Nothing was changed, nothing is left over.
     assert tree(tmp_path / "run") == before
@@ -71,7 +71,7 @@ def test_a_changed_label_is_found(summary: dict[str, Any], tmp_path: Path) -> No
     )
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--all"])
     assert result.exit_code == 1
-    assert "segment 0.5 down0 [0, 0, 0]: 1 values of" in result.stderr
+    assert "segment 0.5 paint [0, 0, 0]: 1 values of" in result.stderr
     assert "the first at voxel [1, 2, 3]" in result.stderr
     # It was told, not mended.
     assert open_volume(path).read(volume.box)[1, 2, 3] == labels[1, 2, 3]
@@ -79,7 +79,7 @@ def test_a_changed_label_is_found(summary: dict[str, Any], tmp_path: Path) -> No
 
 def test_a_changed_table_is_found(summary: dict[str, Any], tmp_path: Path) -> None:
     stage = load_stage(next((tmp_path / "run").glob("agglomerate-*/stage.json")))
-    names = ("entering", "fragments", "merges", "nodes", "gains", "links", "edges", "cross", "names")
+    names = ("entering", "fragments", "merges", "nodes", "gains", "links", "edges", "copies", "names")
     path = stage.node_path("up0", (1, 1, 1))
     tables = dict(zip(names, read_node(path, *names), strict=True))
     tables["nodes"]["rank"] = tables["nodes"]["rank"] + np.uint64(1)

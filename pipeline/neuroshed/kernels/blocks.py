@@ -15,17 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroshed.geometry import Vec
+from neuroshed.kernels.across import NEAREST, reach
 from neuroshed.kernels.faces import Plane
+from neuroshed.kernels.inside import size_rule_inside
 from neuroshed.kernels.regions import Contacts, ranks, region_graph
 from neuroshed.kernels.stitch import (
-    NO_GAINS,
     Fragments,
     Gains,
     Links,
     SizeRule,
     best_links,
-    links_that_matter,
-    size_rule,
 )
 from neuroshed.kernels.watershed import Basins, Place, watershed
 
@@ -44,9 +43,9 @@ class BlockGraph(NamedTuple):
     """Fragments of one block and what lies between them. Label i + 1 stands in row i.
 
     `labels` uint32 of the block's shape, 0 for background. `ids` uint64: 1 + global linear index of the first voxel.
-    `starts`, `totals` int64 in voxels, see `stitch.Fragments`. `ranks` uint64. `touching` uint8: the octree level below
-    which a fragment reaches a face of its node with region beyond, 0 if it reaches none. `up` bool: it is not settled
-    in the block. `gains` and `links` (by row) and `contacts` (by label). `planes`: by axis, the low and the high one.
+    `starts`, `totals` int64 in voxels, see `stitch.Fragments`. `ranks` uint64. `above` uint8 and `below` bool: edges to
+    other blocks, see `across.reach`. `up` bool: it is not settled in the block. `gains` and `links` (by row) and
+    `contacts` (by label). `planes`: by axis, the low and the high one.
     """
 
     labels: npt.NDArray[np.uint32]
@@ -54,7 +53,8 @@ class BlockGraph(NamedTuple):
     starts: npt.NDArray[np.int64]
     totals: npt.NDArray[np.int64]
     ranks: npt.NDArray[np.uint64]
-    touching: npt.NDArray[np.uint8]
+    above: npt.NDArray[np.uint8]
+    below: npt.NDArray[np.bool_]
     up: npt.NDArray[np.bool_]
     gains: Gains
     links: Links
@@ -65,38 +65,33 @@ class BlockGraph(NamedTuple):
 def block_graph(
     affinities: npt.NDArray[np.uint8],
     place: Place,
-    face_levels: npt.NDArray[np.uint8],
     rules: Rules,
     offsets: Sequence[Vec] = (),
     histograms: bool = False,
 ) -> BlockGraph:
     """Fragments and region graph of one block.
 
-    `affinities` uint8 `(3 or more, z, y, x)` over `watershed.read_box`; `face_levels` uint8 `(3, 2)`: the octree level
-    at which the blocks on both sides of each face meet, 0 where there is no region beyond; `offsets` and `histograms`
-    are those of `regions.region_graph`.
+    `affinities` uint8 `(3 or more, z, y, x)` over `watershed.read_box`; `offsets`, no longer than a block, and
+    `histograms` are those of `regions.region_graph`.
     """
     basins = watershed(affinities, place, rules.low, rules.high)
-    return basin_graph(basins, affinities, place, face_levels, rules, offsets, histograms)
+    return basin_graph(basins, affinities, place, rules, offsets, histograms)
 
 
 def basin_graph(
     basins: Basins,
     affinities: npt.NDArray[np.uint8],
     place: Place,
-    face_levels: npt.NDArray[np.uint8],
     rules: Rules,
     offsets: Sequence[Vec] = (),
     histograms: bool = False,
 ) -> BlockGraph:
     """`block_graph` of basins that are there already, and that are used up; `affinities` over the block or more."""
-    touching = _touching(basins, face_levels)
-    solved, links = _join_small(basins, affinities, place, touching, rules)
+    solved, links = _join_small(basins, affinities, place, rules)
     numbers, kept = _numbers(solved, rules.dust)
     labels = renumber(basins.labels, numbers)
     count = kept.size
-    levels = np.zeros(count + 1, np.uint8)
-    np.maximum.at(levels, numbers[1:], touching)
+    above, below = reach(labels, count, place, (*NEAREST, *offsets))
     contacts = region_graph(labels, affinities, count, offsets, histograms)
     rows = numbers[1:].astype(np.int64) - 1
     planes = tuple(
@@ -113,7 +108,8 @@ def basin_graph(
         solved.starts[kept],
         solved.totals[kept],
         ranks(labels, place, count),
-        levels[1:],
+        above,
+        below,
         solved.up[kept],
         Gains(rows[solved.gains.fragment], solved.gains.keys, solved.gains.voxels),
         best_links(Links(rows[links.left[up]], rows[links.right[up]], links.keys[up], links.joined[up])),
@@ -127,28 +123,16 @@ def _face(labels: npt.NDArray[Any], axis: int, at: int) -> npt.NDArray[Any]:
     return face
 
 
-def _touching(basins: Basins, face_levels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    levels = np.zeros(basins.sizes.size + 1, np.uint8)
-    for axis in range(3):
-        for side in range(2):
-            if face_levels[axis, side]:
-                face = _face(basins.labels, axis, -side)
-                levels[face] = np.maximum(levels[face], face_levels[axis, side])
-    return levels[1:]
-
-
 def _join_small(
     basins: Basins,
     affinities: npt.NDArray[np.uint8],
     place: Place,
-    touching: npt.NDArray[np.uint8],
     rules: Rules,
 ) -> tuple[SizeRule, Links]:
-    fragments = Fragments(basins.sizes, basins.sizes, touching > 0)
-    links = links_that_matter(
-        basins.labels, affinities, place, fragments, rules.low, rules.small, room=1 + place.box.size // 2
-    )
-    return size_rule(fragments, NO_GAINS, links, rules.small), links
+    above, below = reach(basins.labels, basins.sizes.size, place, NEAREST)
+    fragments = Fragments(basins.sizes, basins.sizes, (above > 0) | below)
+    room = 1 + place.box.size // 2
+    return size_rule_inside(basins.labels, affinities, place, fragments, rules.low, rules.small, room)
 
 
 def _numbers(solved: SizeRule, dust: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -36,6 +36,10 @@ class Convention:
         if not (low < high and math.isfinite(high - low)):
             raise ValueError(f"value_range must be [low, high] with low < high, got {list(self.value_range)}")
 
+    def is_ours(self, dtype: npt.DTypeLike) -> bool:
+        """Whether stored values of this type are our bytes already."""
+        return np.dtype(dtype) == np.uint8 and self.value_range == (0, 255) and not self.inverted
+
 
 @dataclass(frozen=True, slots=True)
 class Provider:
@@ -117,22 +121,33 @@ def check_type(dtype: npt.DTypeLike) -> None:
         )
 
 
-def to_uint8(values: npt.NDArray[Any], convention: Convention, start: Vec = (0, 0, 0)) -> npt.NDArray[np.uint8]:
+def to_uint8(
+    values: npt.NDArray[Any],
+    convention: Convention,
+    start: Vec = (0, 0, 0),
+    out: npt.NDArray[np.uint8] | None = None,
+) -> npt.NDArray[np.uint8]:
     """Stored values `(z, y, x)` of one channel as our bytes: 255 * (value - low) / (high - low), computed in float64
-    and rounded half up; then 255 minus that if inverted. The result may be `values` itself.
+    and rounded half up; then 255 minus that if inverted. They are written to `out`; without it the result may be
+    `values` itself.
 
     `start` is the volume's voxel at which `values` begin. Raises ValueError naming the first voxel that is NaN or
     outside the range by more than `TOLERANCE` of it.
     """
-    low, high = convention.value_range
-    if values.dtype == np.uint8 and (low, high) == (0, 255):
-        return np.subtract(np.uint8(255), values) if convention.inverted else values
+    if convention.is_ours(values.dtype) and out is None:
+        return values
+    result = np.empty(values.shape, np.uint8) if out is None else out
+    if values.dtype == np.uint8 and convention.value_range == (0, 255):
+        np.bitwise_xor(values, np.uint8(255 if convention.inverted else 0), out=result)
+        return result
     check_type(values.dtype)
-    out = np.empty(values.shape, np.uint8)
+    low, high = convention.value_range
     # Plane by plane: the float64 copy stays small.
-    for plane, (target, source) in enumerate(zip(out, values, strict=True)):
+    for plane, (target, source) in enumerate(zip(result, values, strict=True)):
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = (source.astype(np.float64) - low) * 255.0 / (high - low)
+            scaled = np.subtract(source, low, dtype=np.float64)
+            scaled *= 255.0
+            scaled /= high - low
             right = (scaled >= -255 * TOLERANCE) & (scaled <= 255 * (1 + TOLERANCE))
         if not right.all():
             y, x = np.unravel_index(int(right.argmin()), right.shape)
@@ -141,5 +156,9 @@ def to_uint8(values: npt.NDArray[Any], convention: Convention, start: Vec = (0, 
                 f"voxel {voxel} (z y x) holds {source[y, x]}, needed are values in {low:g} to {high:g}; mend the data, "
                 "or declare the value_range that it has"
             )
-        target[...] = np.clip(np.floor(scaled + 0.5), 0, 255)
-    return np.subtract(np.uint8(255), out) if convention.inverted else out
+        scaled += 0.5
+        np.floor(scaled, out=scaled)
+        target[...] = scaled.clip(0, 255, out=scaled)
+        if convention.inverted:
+            np.subtract(255, target, out=target)
+    return result

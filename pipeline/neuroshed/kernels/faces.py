@@ -1,8 +1,8 @@
-"""Contacts across the face between two blocks: a thin pass over two planes of labels and one of affinities."""
+"""Contacts between two blocks: a thin pass over the labels and affinities of the edges that cross."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ class Plane(NamedTuple):
 
 
 class Crossings(NamedTuple):
-    """Edges across a face, one row a pair: labels `upper, lower` int64, each of its own block; statistics as in
-    `regions.Contacts`; `keys` uint64, the best edge of at least `low` or 0; `joined` bool: the watershed joins them;
-    `histograms` as in `regions.Contacts`.
+    """Edges from one block to another, one row a pair: labels `upper, lower` int64, each of its own block; statistics
+    and `histograms` as in `regions.Contacts`; `keys` uint64, the best edge between neighbours of at least `low` or 0;
+    `joined` bool: the watershed joins them.
     """
 
     upper: npt.NDArray[np.int64]
@@ -52,29 +52,56 @@ def crossings(
     `upper` is the block's own low plane, `lower` the neighbour's high plane, `affinities` uint8 the edges between them,
     flat in the same order.
     """
-    voxels = np.flatnonzero((upper.labels != 0) & (lower.labels != 0))
-    pairs = (upper.labels[voxels] << 32) | lower.labels[voxels]
+    keys = edge_keys(affinities, _global_index(np.arange(affinities.size), place, axis), axis)
+    joined = upper.picked | lower.picked | (affinities >= high)
+    strong = np.where(affinities >= low, keys, np.uint64(0))
+    return _by_pair(upper.labels, lower.labels, affinities, strong, joined, histograms)
+
+
+def far_crossings(
+    upper: npt.NDArray[np.integer[Any]],
+    lower: npt.NDArray[np.integer[Any]],
+    affinities: npt.NDArray[np.uint8],
+    histograms: bool = False,
+) -> Crossings:
+    """Contacts by long-range edges: labels of their upper and lower voxels and their affinities, of one shape.
+
+    They count in scores, and join nothing by themselves: no keys, nothing joined.
+    """
+    above, below = (labels.ravel().astype(np.int64) for labels in (upper, lower))
+    none = np.zeros(affinities.size, np.uint64)
+    return _by_pair(above, below, affinities.ravel(), none, none > 0, histograms)
+
+
+def _by_pair(
+    upper: npt.NDArray[np.int64],
+    lower: npt.NDArray[np.int64],
+    affinities: npt.NDArray[np.uint8],
+    keys: npt.NDArray[np.uint64],
+    joined: npt.NDArray[np.bool_],
+    histograms: bool,
+) -> Crossings:
+    edges = np.flatnonzero((upper != 0) & (lower != 0))
+    pairs = (upper[edges] << 32) | lower[edges]
     order = np.argsort(pairs, kind="stable")
-    voxels, pairs = voxels[order], pairs[order]
+    edges, pairs = edges[order], pairs[order]
     starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-    found = affinities[voxels]
-    keys = edge_keys(found, _global_index(voxels, place, axis), axis)
-    joined = upper.picked[voxels] | lower.picked[voxels] | (found >= high)
+    found, keys, joined = affinities[edges], keys[edges], joined[edges]
     values = found.astype(np.int64)
     bins = np.zeros((0, 256), np.int64)
     if starts.size == 0:
         return Crossings(pairs, pairs, values, values, found, found, keys, joined, bins)
     if histograms:
-        pair = np.repeat(np.arange(starts.size), np.diff(starts, append=voxels.size))
+        pair = np.repeat(np.arange(starts.size), np.diff(starts, append=edges.size))
         bins = np.bincount(pair * 256 + values, minlength=256 * starts.size).reshape(-1, 256)
     return Crossings(
         pairs[starts] >> 32,
         pairs[starts] & 0xFFFFFFFF,
         np.add.reduceat(values, starts),
-        np.diff(starts, append=voxels.size),
+        np.diff(starts, append=edges.size),
         np.minimum.reduceat(found, starts),
         np.maximum.reduceat(found, starts),
-        np.maximum.reduceat(np.where(found >= low, keys, np.uint64(0)), starts),
+        np.maximum.reduceat(keys, starts),
         np.logical_or.reduceat(joined, starts),
         bins,
     )

@@ -35,8 +35,8 @@ MAX_ROWS = 1 << 30
 
 
 class Nodes(NamedTuple):
-    """Clusters: sorted unique `ids` uint64 (smallest fragment), unique `ranks` uint64, `sizes` int64 (voxels),
-    `classes` uint8 (0: none), `frozen` bool; each `(n,)`.
+    """Clusters: sorted unique `ids` uint64 (smallest fragment), `ranks` uint64, unique but for frozen copies of one,
+    `sizes` int64 (voxels), `classes` uint8 (0: none), `frozen` bool; each `(n,)`.
     """
 
     ids: npt.NDArray[np.uint64]
@@ -135,10 +135,11 @@ def agglomerate(nodes: Nodes, edges: Edges, score: Score, lowest: int, max_size:
     """
     _check(nodes, edges, score)
     left, right, stats = _add_up(nodes.ids.size, edges, score)
-    by_rank = np.argsort(nodes.ranks)
+    by_rank = np.argsort(nodes.ranks, kind="stable")
     ranks = nodes.ranks[by_rank]
-    if (ranks[1:] == ranks[:-1]).any():
-        raise ValueError("two nodes have the same rank, which would leave the order of ties open")
+    tied = ranks[1:] == ranks[:-1]
+    if (tied & ~(nodes.frozen[by_rank[1:]] & nodes.frozen[by_rank[:-1]])).any():
+        raise ValueError("two nodes that may merge have the same rank, which would leave the order of ties open")
     clusters = np.empty(nodes.ids.size, CLUSTER)
     clusters["rank"][by_rank] = clusters["name"] = np.arange(nodes.ids.size)
     clusters["size"], clusters["kind"], clusters["frozen"] = nodes.sizes, nodes.classes, nodes.frozen

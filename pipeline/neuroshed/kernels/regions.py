@@ -14,18 +14,32 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroshed.geometry import Vec
+from neuroshed.kernels.across import NEAREST
 from neuroshed.kernels.order import MASK56, edge_key, hash64
-from neuroshed.kernels.pairs import FULL, grown, longer, marked, meetings, pack, row_buffers, slot_of, unpack
+from neuroshed.kernels.pairs import (
+    PAIR,
+    enter,
+    longer,
+    marked,
+    meetings,
+    more_heads,
+    pack,
+    rising_order,
+    row_buffers,
+    row_of,
+    write_rows,
+)
 from neuroshed.kernels.watershed import Place
 
 MAX_VOXELS = (1 << 32) // 3
 """Largest block whose edges fit in 32 bits."""
 ROWS = 1 << 12
 """Rows that a growing table begins with."""
+_STRIP = 1 << 14
+"""Voxels of a plane whose pairs fit in the cache of a processor, those of the planes about it as well."""
 _AFFINITY = np.uint64(56)
 _WEAKEST, _STRONGEST = np.uint8(0), np.uint8(255)
-_NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-_AXES = np.array(_NEAREST)
+_AXES = np.array(NEAREST)
 
 
 class Contacts(NamedTuple):
@@ -72,19 +86,18 @@ def region_graph(
             f"{len(affinities)} channels have the offsets {list(offsets)} after the first three; "
             "there must be a channel for each, and offsets must be at most 0 and not all 0"
         )
-    ways = np.array([*_NEAREST, *offsets], np.int64)
-    slots = np.zeros(_power_of_two(4 * (count + 1)), np.int32)
+    ways = np.array([*NEAREST, *offsets], np.int64)
+    heads = np.zeros(_power_of_two(4 * (count + 1)), np.uint32)
     row = row_buffers(labels.shape[2])
-    pairs, stats, bins = _scan(*_flat(labels, affinities), ways, row, slots, histograms)
-    order = np.argsort(pairs)
-    return Contacts(
-        *unpack(pairs[order]),
-        stats[order, 0],
-        stats[order, 1],
-        stats[order, 2].astype(np.uint8),
-        stats[order, 3].astype(np.uint8),
-        bins[order].astype(np.int64) if histograms else np.zeros((0, 256), np.int64),
-    )
+    rows, bins = _scan(*_flat(labels, affinities), ways, row, heads, np.empty(ROWS, PAIR), histograms)
+    # Room for the contacts.
+    del heads
+    order = rising_order(rows)
+    left, right, sums, counts = (np.empty(order.size, np.int64) for _ in range(4))
+    lowest, highest = (np.empty(order.size, np.uint8) for _ in range(2))
+    write_rows(rows, order, left, right, sums, counts, lowest, highest)
+    spread = bins[order].astype(np.int64) if histograms else np.zeros((0, 256), np.int64)
+    return Contacts(left, right, sums, counts, lowest, highest, spread)
 
 
 def ranks(labels: npt.NDArray[np.int32], place: Place, count: int) -> npt.NDArray[np.uint64]:
@@ -116,20 +129,32 @@ def _begins(shape: Any, edges_shape: Any, ways: Any, channel: Any, z: Any, y: An
 
 @numba.njit(cache=True, nogil=True)
 def _scan(
-    shape: Any, labels: Any, edges_shape: Any, affinities: Any, ways: Any, row: Any, slots: Any, histograms: Any
+    shape: Any,
+    labels: Any,
+    edges_shape: Any,
+    affinities: Any,
+    ways: Any,
+    row: Any,
+    heads: Any,
+    rows: Any,
+    histograms: Any,
 ) -> Any:
-    """Statistics of pairs of labels, in the order in which they are found: sums, counts, lowest and highest."""
+    """Statistics of pairs of labels, in the order in which they are found, and histograms if asked for."""
     nz, ny, nx = shape
-    pairs, stats, count = np.zeros(ROWS, np.uint64), np.zeros((ROWS, 4), np.int64), 0
-    bins = np.zeros((ROWS if histograms else 1, 256), np.uint32)
-    for z in range(nz):
-        for y in range(ny):
-            while count + len(ways) * nx > pairs.size:
-                pairs, stats = longer(pairs), longer(stats)
+    bins = np.empty((rows.size if histograms else 1, 256), np.uint32)
+    # Row 0 is no pair's.
+    count = 1
+    # Strip by strip through all planes: so what one plane meets is in the processor's cache when the next meets it.
+    strip = -(-_STRIP // max(nx, 1))
+    for turn in range(-(-ny // strip) * nz):
+        begin, z = turn // nz * strip, turn % nz
+        for y in range(begin, min(begin + strip, ny)):
+            while count + len(ways) * nx > rows.size:
+                rows = longer(rows)
                 if histograms:
                     bins = longer(bins)
-            while count + len(ways) * nx > slots.size * FULL:
-                slots = grown(slots, pairs, count)
+            while count > heads.size:
+                heads = more_heads(heads, rows, count)
             for channel in range(len(ways)):
                 upper, lower, edge, length = _begins(shape, edges_shape, ways, channel, z, y)
                 last_pair, k = np.uint64(0), np.uint64(0)
@@ -139,19 +164,20 @@ def _scan(
                     pair = pack(min(a, b), max(a, b))
                     if pair != last_pair:
                         last_pair = pair
-                        slot = slot_of(slots, pairs, pair)
-                        if slots[slot] == 0:
-                            pairs[count], stats[count, 2] = pair, 255
+                        k = row_of(heads, rows, pair)
+                        if k == 0:
+                            k = np.uint64(count)
+                            enter(heads, rows, k, pair)
+                            if histograms:
+                                bins[k] = 0
                             count += 1
-                            slots[slot] = count
-                        k = np.uint64(slots[slot] - 1)
-                    stats[k, 0] += affinity
-                    stats[k, 1] += 1
-                    stats[k, 2] = min(stats[k, 2], np.int64(affinity))
-                    stats[k, 3] = max(stats[k, 3], np.int64(affinity))
+                    rows[k].total += affinity
+                    rows[k].count += 1
+                    rows[k].lowest = min(rows[k].lowest, affinity)
+                    rows[k].highest = max(rows[k].highest, affinity)
                     if histograms:
                         bins[k, affinity] += np.uint32(1)
-    return pairs[:count], stats[:count], bins[:count]
+    return rows[1:count], bins[1:count]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -181,6 +207,12 @@ def _scan_ranks(labels: Any, first: Any, step: Any, buffers: Any, count: Any) ->
     return found
 
 
+def check_size(labels: npt.NDArray[np.int32]) -> None:
+    """Raise ValueError for labels of a block whose edges do not fit in 32 bits."""
+    if labels.size > MAX_VOXELS:
+        raise ValueError(f"a block of {labels.size} voxels is beyond the limit of {MAX_VOXELS}; make blocks smaller")
+
+
 def edge_count(
     labels: npt.NDArray[np.int32], affinities: npt.NDArray[np.uint8], place: Place, least: int, most: int
 ) -> npt.NDArray[np.int64]:
@@ -200,8 +232,7 @@ def edges_by_affinity(
     counts: npt.NDArray[np.int64],
 ) -> Edges:
     """The edges that `edge_count` counted, from the highest affinity to the lowest, those of one row by row."""
-    if labels.size > MAX_VOXELS:
-        raise ValueError(f"a block of {labels.size} voxels is beyond the limit of {MAX_VOXELS}; make blocks smaller")
+    check_size(labels)
     ends = np.cumsum(counts[::-1])[::-1]
     edges = Edges(*(np.empty(ends[0], np.uint32) for _ in range(3)))
     keys, row = np.array([least, most], np.uint64), row_buffers(labels.shape[2])

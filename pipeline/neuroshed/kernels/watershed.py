@@ -257,8 +257,9 @@ def _best_of_ties(ties: Any, best: Any, voxel: Any, step: Any) -> Any:
 def _connect(joined: Any, labels: Any, starts: Any, meet: Any, cross: Any) -> Any:
     """Write the labels; returns first voxels, and sizes in two parts, entry 0 for background."""
     nz, ny, nx = labels.shape
-    roots = np.arange(starts + 1).astype(np.uint32)
-    first = np.empty(starts + 1, np.int64)
+    roots = np.empty(starts + 1, np.uint32)
+    for label in range(starts + 1):
+        roots[label] = label
     given, passes, nothing = np.zeros(nx, np.uint32), np.zeros(nx, np.uint32), np.zeros(nx, np.uint32)
     count = np.uint32(0)
     for z in range(nz):
@@ -267,7 +268,7 @@ def _connect(joined: Any, labels: Any, starts: Any, meet: Any, cross: Any) -> An
             below_z = labels[z - 1, y] if z else nothing
             below_y = labels[z, y - 1] if y else nothing
             _inherit(bits, below_z, below_y, given, passes, meet.marks, cross.marks)
-            count = _pass_along(bits, given, passes, meet.marks, row, first, count, (z * ny + y) * nx)
+            count = _pass_along(bits, given, passes, meet.marks, row, count)
             for i in range(marked(meet)):
                 union(roots, row[meet.at[i] - 1], row[meet.at[i]])
             for i in range(marked(cross)):
@@ -275,7 +276,7 @@ def _connect(joined: Any, labels: Any, starts: Any, meet: Any, cross: Any) -> An
             # So the rows after this one meet few labels that are one already.
             for x in range(nx):
                 row[x] = roots[row[x]]
-    return _number(labels, roots, first, count)
+    return _number(labels, roots, count)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -303,7 +304,7 @@ def _inherit(bits: Any, below_z: Any, below_y: Any, given: Any, passes: Any, mee
 
 
 @numba.njit(cache=True, nogil=True)
-def _pass_along(bits: Any, given: Any, passes: Any, meets: Any, row: Any, first: Any, count: Any, start: Any) -> Any:
+def _pass_along(bits: Any, given: Any, passes: Any, meets: Any, row: Any, count: Any) -> Any:
     """Label a row: labels from below, new ones, and those of the voxel before. No branches, for none could be foreseen.
 
     Clears `meets` where both labels are the same.
@@ -311,7 +312,6 @@ def _pass_along(bits: Any, given: Any, passes: Any, meets: Any, row: Any, first:
     last = np.uint32(0)
     for x in range(row.size):
         new = np.uint32(bits[x] == LIT)
-        first[count] = start + x
         count += new
         label = given[x] | (count & all_ones(new))
         meets[x] &= np.uint8(last != label)
@@ -321,26 +321,31 @@ def _pass_along(bits: Any, given: Any, passes: Any, meets: Any, row: Any, first:
 
 
 @numba.njit(cache=True, nogil=True)
-def _number(labels: Any, roots: Any, first: Any, count: Any) -> Any:
+def _number(labels: Any, roots: Any, count: Any) -> Any:
     """Dense labels of the roots, which are the first labels of their components."""
     number = 0
     for label in range(1, count + 1):
         parent = roots[label]
         if parent == label:
-            first[number] = first[label - 1]
             number += 1
             roots[label] = number
         else:
             # A parent is smaller, so its number is there already.
             roots[label] = roots[parent]
+    # One more than there are labels: where the next would begin is written at every voxel.
+    first = np.empty(number + 1, np.int64)
     # Even and odd places are counted apart: a count must not wait for that of the voxel before.
     sizes = np.zeros((number + 1, 2), np.int64)
     nz, ny, nx = labels.shape
+    seen = np.uint32(0)
     for z in range(nz):
         for y in range(ny):
-            row = labels[z, y]
+            row, start = labels[z, y], (z * ny + y) * nx
             for x in range(nx):
                 row[x] = roots[row[x]]
             for x in range(nx):
-                sizes[row[x], x & 1] += 1
-    return first[:number].copy(), sizes
+                label = row[x]
+                sizes[label, x & 1] += 1
+                first[seen] = start + x
+                seen += np.uint32(label > seen)
+    return first[:number], sizes

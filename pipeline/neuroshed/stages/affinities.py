@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec, add
+from neuroshed.kernels.across import NEAREST
 from neuroshed.kernels.conventions import (
     Convention,
     Provider,
@@ -27,9 +28,6 @@ from neuroshed.kernels.conventions import (
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.identity import volume_identity
 from neuroshed.storage.volumes import Volume, open_volume
-
-NEAREST: tuple[Vec, Vec, Vec] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-"""Channel c at voxel p is the edge between p and p - e_c: the convention of waterz."""
 
 
 class AffinityConvention(BaseModel):
@@ -195,28 +193,50 @@ class Affinities(Stage):
         """
         if not self.affinities.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.volume_shape}")
-        out = np.zeros((len(self.offsets), *box.shape), np.uint8)
+        if self._canonical is not None:
+            found = self.affinities.read(box, self._canonical)
+            for values, offset in zip(found, self.offsets, strict=True):
+                _clear_outside(values, box, self._edges(box, offset))
+            return found
+        out = np.empty((len(self.offsets), *box.shape), np.uint8)
         for group in self._groups:
-            around = _needed(box, group).intersect(self.affinities.box)
-            first, last = group[0].channel, group[-1].channel
-            stored = self.affinities.read(around, slice(first, last + 1))
-            for provider in group:
-                # Of the edges that leave the volume nothing is stored, or nothing that means anything.
-                own = box.intersect(edges_box(self.affinities.box, provider.offset))
-                if own.empty:
-                    continue
-                there = _moved(own, provider.shift)
-                values = stored[provider.channel - first][there.slices(around.start)]
-                target = out[self.offsets.index(provider.offset)]
-                target[own.slices(box.start)] = self._convert(values, provider, there.start)
+            self._read_group(group, box, out)
         return out
 
-    def _convert(self, values: npt.NDArray[Any], provider: Provider, start: Vec) -> npt.NDArray[np.uint8]:
+    def _read_group(self, group: list[Provider], box: Box, out: npt.NDArray[np.uint8]) -> None:
+        around = _needed(box, group).intersect(self.affinities.box)
+        first, last = group[0].channel, group[-1].channel
+        stored = self.affinities.read(around, slice(first, last + 1))
+        for provider in group:
+            target = out[self.offsets.index(provider.offset)]
+            own = self._edges(box, provider.offset)
+            _clear_outside(target, box, own)
+            if not own.empty:
+                there = _moved(own, provider.shift)
+                values = stored[provider.channel - first][there.slices(around.start)]
+                self._convert(values, provider, there.start, target[own.slices(box.start)])
+
+    def _edges(self, box: Box, offset: Vec) -> Box:
+        """The voxels of a box whose edges do not leave the volume: of others nothing is stored that means anything."""
+        return box.intersect(edges_box(self.affinities.box, offset))
+
+    def _convert(self, values: npt.NDArray[Any], provider: Provider, start: Vec, target: npt.NDArray[np.uint8]) -> None:
         try:
-            return to_uint8(values, self.convention, start)
+            to_uint8(values, self.convention, start, target)
         except ValueError as error:
             stored = list(self.convention.offsets[provider.channel])
             raise BlockError(f"{self.path}, channel {provider.channel} (offset {stored}): {error}") from error
+
+    @cached_property
+    def _canonical(self) -> slice | None:
+        """The stored channels that are those of `offsets` as they stand; None if something has to be converted."""
+        found = providers(self.convention, self.offsets)
+        first = found[0].channel
+        as_stored = all(
+            provider.channel == first + place and provider.shift == (0, 0, 0) for place, provider in enumerate(found)
+        )
+        ours = as_stored and self.convention.is_ours(self.affinities.dtype)
+        return slice(first, first + len(found)) if ours else None
 
     @property
     def _groups(self) -> list[list[Provider]]:
@@ -226,15 +246,28 @@ class Affinities(Stage):
         return [list(group) for _, group in itertools.groupby(found, key=lambda provider: provider.channel // together)]
 
     def read_bytes(self, shape: Vec) -> int:
-        """Peak memory in bytes of `read` for a box of `shape`: stored values of one group, the result, one plane of
-        float64.
+        """Upper bound in bytes of what `read` takes at its peak for a box of `shape`: what is stored of one group, the
+        result, four planes of float64.
         """
+        if self._canonical is not None:
+            return self.affinities.read_bytes(shape, len(self.offsets))
         box = Box.of_shape(shape)
         stored = max(
-            (1 + group[-1].channel - group[0].channel) * _needed(box, group).size * self.affinities.dtype.itemsize
+            self.affinities.read_bytes(_needed(box, group).shape, 1 + group[-1].channel - group[0].channel)
             for group in self._groups
         )
-        return stored + (len(self.offsets) + 1) * box.size + 32 * math.prod(shape[1:])
+        return stored + len(self.offsets) * box.size + 32 * math.prod(shape[1:])
+
+
+def _clear_outside(values: npt.NDArray[np.uint8], box: Box, inside: Box) -> None:
+    """Make those of a box's values (z, y, x) zero that are not in `inside`, a part of it."""
+    if inside.empty:
+        values[...] = 0
+        return
+    for axis, kept in enumerate(inside.slices(box.start)):
+        layers = values.swapaxes(0, axis)
+        layers[: kept.start] = 0
+        layers[kept.stop :] = 0
 
 
 def _needed(box: Box, group: list[Provider]) -> Box:

@@ -8,10 +8,12 @@ is frozen for merging.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from neuroshed.errors import BlockError
@@ -20,7 +22,7 @@ from neuroshed.kernels.relabel import look_up
 from neuroshed.kernels.scores import Score
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.fragments import Fragments
-from neuroshed.stages.leaves import leaf, scored_leaf
+from neuroshed.stages.leaves import home_numbers, leaf, scored_leaf
 from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.octree import Entering, climb, concatenate, level_of, needs, select
 from neuroshed.stages.semantics import Semantics
@@ -28,11 +30,30 @@ from neuroshed.stages.settle import TreeRules, settle
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.nodes import Columns, read_node, write_node
 
-# Measured on real neuron shapes with noisy membranes, some 30,000 basins in a million voxels.
-FRAGMENTS_PER_FACE_VOXEL = 0.12
-FRAGMENTS_PER_VOXEL = 2e-4
-EDGES_PER_FRAGMENT = 4
-FRAGMENT_BYTES, EDGE_BYTES = 400, 80
+
+class Density(NamedTuple):
+    """Fragments where `small` is at least this: of a block for each voxel; and of what a node hands up those that touch
+    none of its faces, for each voxel of its faces and of its box.
+    """
+
+    small: int
+    per_voxel: float
+    frozen_per_face_voxel: float
+    frozen_per_voxel: float
+
+
+# Measured on real neuron shapes with noisy membranes at lowest_threshold 0.2 (docs/scaling.md), times 1.5: networks
+# find as many basins or more. Below 50 voxels, what is frozen fills the volume.
+DENSITIES = (Density(200, 1e-3, 0.006, 1e-5), Density(50, 1e-3, 0.04, 6e-5), Density(0, 0.06, 0.06, 0.045))
+FRAGMENTS_PER_FACE_VOXEL = 0.2
+"""That a block cannot settle."""
+TOUCHING_PER_LINE_VOXEL = 2.5
+"""That no leaf takes over: most lie where faces of blocks meet, so they are as many for each voxel of a face as for
+each side of a block.
+"""
+EDGES_PER_FRAGMENT = 3.5
+FRAGMENT_BYTES, EDGE_BYTES = 900, 60
+"""While a node is read, settled and written; of an edge for each column of its statistics."""
 ALLOWANCE_BYTES = 48 << 20
 
 
@@ -40,7 +61,7 @@ class Agglomerate(Stage):
     """Stitching and hierarchical agglomeration over an octree, recording every merge with its score."""
 
     kind: Literal["agglomerate"] = "agglomerate"
-    version = 2
+    version = 3
     fragments: Fragments | MutexFragments | WaterzFragments = Field(discriminator="kind")
     scores: WaterzScores | None = None
     """Scores of edges, if they are given."""
@@ -81,14 +102,36 @@ class Agglomerate(Stage):
         return Done(0, {figure: float(tables[table][column].size) for figure, (table, column) in counted.items()})
 
     def memory_bytes(self, step: str) -> int:
-        """What enters a node with its edges: mostly fragments at the faces of its children."""
+        """What enters a node, with its edges: of a leaf the fragments of its block and of the three below it, else what
+        touches the faces of its children, and what that freezes.
+        """
         level = level_of(step)
-        z, y, x = self.grids[max(level - 1, 0)].block_shape
-        inside = z * y * x * FRAGMENTS_PER_VOXEL if level == 0 else 0
-        entering = (8 if level else 1) * (2 * (z * y + z * x + y * x) * FRAGMENTS_PER_FACE_VOXEL + inside)
-        return ALLOWANCE_BYTES + int(entering) * (
-            FRAGMENT_BYTES + EDGES_PER_FRAGMENT * EDGE_BYTES * self._rules.score.columns
+        found = next(density for density in DENSITIES if self.fragments.small >= density.small)
+        voxels, faces = self._extent(level)
+        if level == 0:
+            below = 1 + sum(count > 1 for count in self.grids[0].counts)
+            entering = below * (found.per_voxel * voxels + FRAGMENTS_PER_FACE_VOXEL * faces)
+        else:
+            touching = TOUCHING_PER_LINE_VOXEL / min(self.fragments.block_shape)
+            entering = (touching + found.frozen_per_face_voxel) * faces + found.frozen_per_voxel * voxels
+        return ALLOWANCE_BYTES + int(
+            entering * (FRAGMENT_BYTES + EDGES_PER_FRAGMENT * EDGE_BYTES * self._rules.score.columns)
         )
+
+    def _extent(self, level: int) -> tuple[int, int]:
+        """Voxels of the largest node of a level, and of the faces of its children, or of its own if it is a leaf, that
+        have region beyond.
+        """
+        grid, children = self.grids[level], self.grids[max(level - 1, 0)]
+        sides = [min(pair) for pair in zip(grid.block_shape, grid.box.shape, strict=True)]
+        voxels, faces = math.prod(sides), 0
+        for side, child, count in zip(sides, children.block_shape, grid.counts, strict=True):
+            faces += (2 * (-(-side // child) - 1) + min(count - 1, 2)) * (voxels // side)
+        return voxels, faces
+
+    def homes(self, nodes: Columns) -> npt.NDArray[np.uint8]:
+        """The number in `across.WAYS` of the way to the leaf that each of a block's fragments belongs to, uint8."""
+        return home_numbers(nodes, self._rules.small)
 
     @cached_property
     def _rules(self) -> TreeRules:
@@ -105,34 +148,31 @@ class Agglomerate(Stage):
         """What the children handed up, and the edges across the faces between them."""
         grid, path = self.grids[level - 1], f"up{level - 1}"
         children = [
-            read_node(self.node_path(path, child), "nodes", "gains", "links", "edges", "cross", "names")
+            read_node(self.node_path(path, child), "nodes", "gains", "links", "edges", "copies", "names")
             for child in grid.touching(self.grids[level].block_box(index))
         ]
-        nodes, gains, links, edges, cross, names = (concatenate(tables) for tables in zip(*children, strict=True))
-        enters = cross["level"] == level
-        between = _named(select(cross, enters), names)
-        strong = (between["key"] > 0) | between["joined"]
+        nodes, gains, links, edges, copies, names = (concatenate(tables) for tables in zip(*children, strict=True))
+        met = copies["level"] == level
         order = np.argsort(nodes["id"])
         return Entering(
             nodes={name: column[order] for name, column in nodes.items()},
             gains=gains,
-            links=concatenate([links, select({name: between[name] for name in links}, strong)]),
-            edges=concatenate([edges, {name: between[name] for name in edges}]),
-            cross=select(cross, ~enters),
+            links=concatenate([links, _joining(select(copies, met), names)]),
+            edges=edges,
+            copies=select(copies, ~met),
             names=select(names, names["level"] > level),
         )
 
 
-def _named(cross: Columns, names: Columns) -> Columns:
-    """Edges across faces inside a node, between the present ids of both ends."""
+def _joining(copies: Columns, names: Columns) -> Columns:
+    """Links that join copies to what they are copies of."""
     order = np.argsort(names["leaf"])
-    lower, found = look_up(cross["lower"], names["leaf"][order], names["id"][order])
+    originals, found = look_up(copies["original"], names["leaf"][order], names["id"][order])
     if not found.all():
-        raise BlockError(f"fragment {cross['lower'][~found][0]} of an edge across a face is not on that face")
+        raise BlockError(f"fragment {copies['original'][~found][0]}, of which there is a copy, is not in its leaf")
     return {
-        "left": np.minimum(cross["upper"], lower),
-        "right": np.maximum(cross["upper"], lower),
-        "key": cross["key"],
-        "joined": cross["joined"],
-        "stats": cross["stats"],
+        "left": copies["copy"],
+        "right": originals,
+        "key": np.zeros(originals.size, np.uint64),
+        "joined": np.ones(originals.size, np.bool_),
     }

@@ -9,15 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from neuroshed.geometry import Box, Grid, Vec, add, as_vec, meeting_level
+from neuroshed.geometry import Box, Grid, Vec, add, as_vec
 from neuroshed.kernels import adjust
+from neuroshed.kernels.across import WAYS, check_offsets, upper_ends
 from neuroshed.kernels.blocks import BlockGraph, Rules, basin_graph
+from neuroshed.kernels.conventions import edges_box
 from neuroshed.kernels.parts import parts
 from neuroshed.kernels.watershed import Place
 from neuroshed.stages.affinities import Affinities
@@ -54,6 +56,18 @@ class BlockStage(Stage):
     """Added to each affinity (0..255) after smoothing."""
     histograms: bool = False
     """Whether contacts carry histograms of their affinities, which quantiles are taken of."""
+    long_range: bool = False
+    """Whether the source's long-range affinities count in contacts like those of neighbours."""
+
+    @model_validator(mode="after")
+    def _check_offsets(self) -> Self:
+        check_offsets(self.further_offsets, self.block_shape)
+        return self
+
+    @property
+    def further_offsets(self) -> tuple[Vec, ...]:
+        """Offsets of the channels after the nearest three that count in contacts."""
+        return self.source.offsets[3:] if self.long_range else ()
 
     @property
     @abstractmethod
@@ -127,7 +141,10 @@ class BlockStage(Stage):
         found = self.graph(affinities, around, index)
         self.labels.write(box, found.labels, self.region)
         own = affinities[(slice(None), *box.slices(around.start))]
-        write_node(self.node_path(step, index), graph_tables(found, own))
+        tables = graph_tables(found, own)
+        if self.further_offsets:
+            tables["further"] = self._crossing_affinities(own, box)
+        write_node(self.node_path(step, index), tables)
         return Done(box.size, {"fragments": float(found.ids.size), "handed_up": float(found.up.sum())})
 
     def affinities(self, box: Box) -> npt.NDArray[np.uint8]:
@@ -136,15 +153,19 @@ class BlockStage(Stage):
         given = self.source.read(around)
         return adjust.adjust(given, self.source.offsets, box, self.region, smooth=self.smooth, bias=self.bias)
 
-    def face_levels(self, index: Vec) -> npt.NDArray[np.uint8]:
-        """The octree level at which a block meets its neighbour across each face, uint8 `(3, 2)`; 0 if it has none."""
-        levels = np.zeros((3, 2), np.uint8)
-        inner = self.place(self.grid.block_box(index)).inner_faces()
-        for axis in range(3):
-            for side, way in enumerate((-1, 1)):
-                if inner[axis, side]:
-                    levels[axis, side] = meeting_level(index, neighbour(index, axis, way))
-        return levels
+    def upper_ends(self, box: Box, way: Vec) -> list[Box]:
+        """For each of `further_offsets` the voxels of a block whose edges cross to the block that is `way` below it, as
+        far as the region goes.
+        """
+        return [upper_ends(box, o, way).intersect(edges_box(self.region, o)) for o in self.further_offsets]
+
+    def _crossing_affinities(self, affinities: npt.NDArray[np.uint8], box: Box) -> Columns:
+        """Affinities of the edges of `upper_ends`, by channel and number of the way."""
+        return {
+            f"{channel}_{number}": affinities[(channel, *ends.slices(box.start))].ravel()
+            for number, way in enumerate(WAYS[1:], 1)
+            for channel, ends in enumerate(self.upper_ends(box, way), 3)
+        }
 
     @property
     def output_bytes(self) -> int:
@@ -159,6 +180,7 @@ class CutStage(BlockStage):
     agglomeration. So the result depends on the blocks, less so with more context. Subclasses set `segment`.
     """
 
+    version = 2
     context: Vec
     """Voxels around a block that the method sees too, z y x, as far as the region goes."""
 
@@ -184,8 +206,9 @@ class CutStage(BlockStage):
         inside = box.slices(around.start)
         basins = parts(self.segment(affinities, around)[inside])
         rules = Rules(self.low, self.joins_across, self.small, self.dust)
-        own = np.ascontiguousarray(affinities[:3][(slice(None), *inside)])
-        return basin_graph(basins, own, self.place(box), self.face_levels(index), rules, histograms=self.histograms)
+        offsets = self.further_offsets
+        own = np.ascontiguousarray(affinities[(slice(3 + len(offsets)), *inside)])
+        return basin_graph(basins, own, self.place(box), rules, offsets, self.histograms)
 
 
 def graph_tables(found: BlockGraph, affinities: npt.NDArray[np.uint8]) -> dict[str, Columns]:
@@ -200,8 +223,8 @@ def graph_tables(found: BlockGraph, affinities: npt.NDArray[np.uint8]) -> dict[s
             "start": found.starts,
             "total": found.totals,
             "rank": found.ranks,
-            "touching": found.touching,
-            "up": found.up,
+            "above": found.above,
+            "below": found.below,
         },
         "gains": {"fragment": found.gains.fragment, "key": found.gains.keys, "voxels": found.gains.voxels},
         "links": {"left": found.links.left, "right": found.links.right, "key": found.links.keys},
@@ -224,9 +247,3 @@ def graph_tables(found: BlockGraph, affinities: npt.NDArray[np.uint8]) -> dict[s
         }
         tables[f"high{axis}"] = {"label": high.labels.astype(np.uint32), "picked": high.picked}
     return tables
-
-
-def neighbour(index: Vec, axis: int, way: int) -> Vec:
-    """The block next to another along an axis."""
-    z, y, x = (way if a == axis else 0 for a in range(3))
-    return add(index, (z, y, x))

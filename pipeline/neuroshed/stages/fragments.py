@@ -23,7 +23,7 @@ class Fragments(BlockStage):
     """Watershed by one best edge and the size rule, within each block."""
 
     kind: Literal["fragments"] = "fragments"
-    version = 2
+    version = 3
     high: int
     """Edges of at least this affinity (0..255) are always picked."""
 
@@ -41,11 +41,13 @@ class Fragments(BlockStage):
         """Basins that the block's own voxels pick, and what the size rule makes of them."""
         place = self.place(self.grid.block_box(index))
         rules = Rules(self.low, self.high, self.small, self.dust)
-        return block_graph(affinities, place, self.face_levels(index), rules, histograms=self.histograms)
+        return block_graph(affinities, place, rules, self.further_offsets, self.histograms)
 
     def memory_bytes(self, step: str) -> int:
         """Affinities as stored and as read, bits, labels and their compressed copy, tables of basins."""
         z, y, x = self.block_shape
         voxels = (z + 1) * (y + 1) * (x + 1)
         # Affinities of wide numbers take more while they are read than all that comes after.
-        return ALLOWANCE_BYTES + max(voxels * BYTES_PER_VOXEL, self.source.read_bytes((z + 1, y + 1, x + 1)))
+        return ALLOWANCE_BYTES + max(
+            voxels * (BYTES_PER_VOXEL + len(self.further_offsets)), self.source.read_bytes((z + 1, y + 1, x + 1))
+        )

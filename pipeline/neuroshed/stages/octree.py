@@ -22,16 +22,16 @@ class Entering(NamedTuple):
     `nodes`, sorted by id: id, start and total (voxels, see `kernels.stitch`), rank, touching (the level below which it
     reaches an outer face of its node), formed (score of its last merge); class and votes `(n, classes)` where segments
     of different classes are kept apart. `gains`: id, key, voxels. `links`, for the size rule: left, right, key, joined.
-    `edges`: left, right, stats `(n, k)`. `cross`, edges to blocks below: upper (as it is now), lower (as its block
-    named it), level at which both are in one node, key, joined, stats. `names` of fragments that blocks above may have
-    edges to: leaf (as its block named it), id (as it is now), level.
+    `edges`: left, right, stats `(n, k)`. `copies` of fragments of other leaves: copy (as it is now), original (as its
+    leaf named it), level at which both are in one node. `names` of fragments that other leaves may have copies of: leaf
+    (as it named it), id (as it is now), level.
     """
 
     nodes: Columns
     gains: Columns
     links: Columns
     edges: Columns
-    cross: Columns
+    copies: Columns
     names: Columns
 
 
@@ -48,13 +48,13 @@ def climb(own: str, grids: Sequence[Grid], leaf_needs: tuple[Need, ...]) -> tupl
     )
 
 
-def descend(own: str, grids: Sequence[Grid], up: str, leaf_needs: tuple[Need, ...]) -> tuple[Step, ...]:
+def descend(own: str, grids: Sequence[Grid], up: str) -> tuple[Step, ...]:
     """Steps from the root's `down` to `down0`; each node needs its own way up (of the stage `up`) and its parent's
-    answer, the leaves also `leaf_needs`.
+    answer.
     """
     steps = []
     for level in reversed(range(len(grids))):
-        node_needs = [Need(up, f"up{level}"), *(() if level else leaf_needs)]
+        node_needs = [Need(up, f"up{level}")]
         if level + 1 < len(grids):
             node_needs.append(Need(own, f"down{level + 1}"))
         steps.append(Step(f"down{level}", grids[level], tuple(node_needs)))

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec, add, mul
+from neuroshed.kernels.across import NEAREST
 from neuroshed.model.inference import Lattice, Precision, predict_box, predicted_bytes, read_box
-from neuroshed.stages.affinities import NEAREST
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.models import Model, load_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
@@ -23,6 +23,7 @@ class Predict(Stage):
     """Affinities of the blocks that touch the region, each block whole, so that another region can use them."""
 
     kind: Literal["predict"] = "predict"
+    version = 2
     image: Path
     image_identity: dict[str, Any]
     """What the image was when the run was planned."""

@@ -10,24 +10,27 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from neuroshed.geometry import Grid, Vec
+from neuroshed.errors import BlockError
+from neuroshed.geometry import Grid, Vec, add
+from neuroshed.kernels.across import WAYS
 from neuroshed.kernels.merging import clusters_at, integer_threshold
-from neuroshed.kernels.relabel import paint
+from neuroshed.kernels.relabel import look_up, paint
 from neuroshed.stages.agglomerate import Agglomerate
-from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
 from neuroshed.stages.settle import NEVER
 from neuroshed.storage.nodes import Columns, read_node, write_node
 from neuroshed.storage.volumes import Volume
 
 FRAGMENTS = "fragments"
+PAINT = "paint"
 
 
 class Segment(Stage):
     """The segmentation at one threshold: fragments joined by the merges that score at least it."""
 
     kind: Literal["segment"] = "segment"
-    version = 2
+    version = 3
     agglomerate: Agglomerate
     threshold: str
     """A score in 0..1 as decimal text, so that it is exact; or `fragments`, which paints them unmerged."""
@@ -48,9 +51,10 @@ class Segment(Stage):
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """From the root down to the blocks."""
+        """From the root down to the leaves, then each block; some of its fragments belong to leaves above it."""
         below = self.agglomerate
-        return descend(self.fingerprint, self.grids, below.fingerprint, needs(below.fragments))
+        blocks = (Need(self.fingerprint, "down0", high=(1, 1, 1)), *needs(below.fragments))
+        return (*descend(self.fingerprint, self.grids, below.fingerprint), Step(PAINT, self.grids[0], blocks))
 
     @property
     def path(self) -> Path:
@@ -68,8 +72,8 @@ class Segment(Stage):
         return (*super().marks, self.path)
 
     def written(self, step: str) -> tuple[Volume, ...]:
-        """The labels, which the leaves write."""
-        return () if level_of(step) else (self.labels,)
+        """The labels, which the last step writes."""
+        return (self.labels,) if step == PAINT else ()
 
     def prepare(self) -> None:
         """Create the volume and the folders of nodes."""
@@ -77,7 +81,10 @@ class Segment(Stage):
         _ = self.labels
 
     def run(self, step: str, index: Vec) -> Done:
-        """Answer the children of a node, or paint a block."""
+        """Answer those below a node, or paint a block."""
+        return self._paint(index) if step == PAINT else self._answer(step, index)
+
+    def _answer(self, step: str, index: Vec) -> Done:
         level = level_of(step)
         node = self.agglomerate.node_path(f"up{level}", index)
         entering, fragments, up, merges = read_node(node, "entering", "fragments", "nodes", "merges")
@@ -85,18 +92,35 @@ class Segment(Stage):
         segments = np.concatenate([np.zeros(1, np.uint64), fragments["id"][joined]])[
             np.searchsorted(fragments["id"], entering["fragment"], side="right")
         ]
-        figures = self._largest(fragments, joined, up)
         top = level + 1 == len(self.grids)
         parent = None if top else self.node_path(f"down{level + 1}", parent_of(index))
         final = answer(segments, up["id"], parent, "segment")
-        if level:
-            write_node(self.node_path(step, index), {"answers": {"id": entering["id"], "segment": final}})
-            return Done(0, figures)
+        write_node(self.node_path(step, index), {"answers": {"id": entering["id"], "segment": final}})
+        return Done(0, self._largest(fragments, joined, up))
+
+    def _paint(self, index: Vec) -> Done:
         box = self.grids[0].block_box(index)
         below = self.agglomerate.fragments
-        values = np.concatenate([np.zeros(1, np.uint64), final])
-        self.labels.write(box, paint(below.labels.read(box), values), below.region)
-        return Done(box.size, figures)
+        table = below.node_path("", index)
+        (nodes,) = read_node(table, "fragments")
+        labels = below.labels.read(box)
+        if labels.max() != nodes["id"].size:
+            raise BlockError(
+                f"{below.path} has labels up to {labels.max()} in {box}, {table} lists {nodes['id'].size} fragments: "
+                "they are not of one run; remove the folder of their stage and run again"
+            )
+        homes = self.agglomerate.homes(nodes)
+        values = np.zeros(homes.size + 1, np.uint64)
+        for number in np.unique(homes).tolist():
+            belong = homes == number
+            path = self.node_path("down0", add(index, WAYS[number]))
+            (answers,) = read_node(path, "answers")
+            values[1:][belong], found = look_up(nodes["id"][belong], answers["id"], answers["segment"])
+            if not found.all():
+                missing = nodes["id"][belong][~found][0]
+                raise BlockError(f"{path} has no answer for id {missing}; remove this stage's folder and run again")
+        self.labels.write(box, paint(labels, values), below.region)
+        return Done(box.size)
 
     @property
     def _limit(self) -> int:
@@ -130,7 +154,7 @@ class Segment(Stage):
     def memory_bytes(self, step: str) -> int:
         """The block's labels as stored and read, the painted ones, their padded shard and its compressed copy."""
         z, y, x = self.agglomerate.fragments.block_shape
-        return z * y * x * 24 if level_of(step) == 0 else 64 << 20
+        return z * y * x * 24 if step == PAINT else 64 << 20
 
     def report(self) -> dict[str, Any]:
         """Where the labels are, by threshold."""

@@ -42,12 +42,17 @@ class Semantics(BaseModel):
     ) -> Self:
         """Describe the volume at `path` beside affinities of the given shape, voxel size and offset (nm).
 
-        Raises `InputError` if it holds no integers, or its voxels are not whole multiples of theirs from the same
-        corner on, or it does not cover them.
+        Raises `InputError` if it holds no integers or cannot hold a class, or its voxels are not whole multiples of
+        theirs from the same corner on, or it does not cover them.
         """
         volume = open_volume(path)
         if volume.channels is not None or volume.dtype.kind not in "ui":
-            raise InputError(f"semantics {path} must be a label volume of integers, got {volume.dtype}")
+            channels = "" if volume.channels is None else f" of {volume.channels} channels"
+            raise InputError(f"semantics {path} must be a label volume of integers, got {volume.dtype}{channels}")
+        if max(classes) > np.iinfo(volume.dtype).max:
+            raise InputError(
+                f"semantics {path} is {volume.dtype}, which cannot hold class {max(classes)}; name labels that it has"
+            )
         ratios = [coarse / fine for coarse, fine in zip(volume.voxel_size, voxel_size, strict=True)]
         z, y, x = (round(ratio) for ratio in ratios)
         if min(z, y, x) < 1 or any(abs(r - f) > 1e-3 * r for r, f in zip(ratios, (z, y, x), strict=True)):

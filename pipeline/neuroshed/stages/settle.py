@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from neuroshed.kernels.merging import Edges, Nodes, Outcome, agglomerate
 from neuroshed.kernels.relabel import Ids, look_up
-from neuroshed.kernels.scores import Score, combine
+from neuroshed.kernels.scores import Score
 from neuroshed.kernels.stitch import Fragments, Gains, Links, SizeRule, best_links, size_rule
 from neuroshed.stages.octree import Entering
 from neuroshed.storage.nodes import Columns
@@ -36,7 +36,7 @@ def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Column
     """Settle the node at `level` of the tree.
 
     Returns tables: `entering` (id, and the fragment that it became, 0 for dust), `fragments` (id, total voxels and
-    formed, before the node's own merges), `merges`, and what goes up: `nodes`, `gains`, `links`, `edges`, `cross`,
+    formed, before the node's own merges), `merges`, and what goes up: `nodes`, `gains`, `links`, `edges`, `copies`,
     `names`, see `Entering`.
     """
     ids: Ids = entering.nodes["id"]
@@ -63,7 +63,7 @@ def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Column
             "right": clusters.ids[outcome.edges.right],
             "stats": outcome.edges.stats,
         },
-        "cross": _added_up(entering.cross | {"upper": look_up(entering.cross["upper"], ids, current)[0]}, rules.score),
+        "copies": entering.copies | {"copy": look_up(entering.copies["copy"], ids, current)[0]},
         "names": entering.names | {"id": look_up(entering.names["id"], ids, current)[0]},
     }
 
@@ -145,19 +145,3 @@ def _edges(entering: Entering, number: Index) -> Edges:
     left, right = (number[np.searchsorted(ids, entering.edges[side])] for side in ("left", "right"))
     stay = (left >= 0) & (right >= 0) & (left != right)
     return Edges(left[stay], right[stay], entering.edges["stats"][stay])
-
-
-def _added_up(cross: Columns, score: Score) -> Columns:
-    """One row for each pair and level."""
-    order = np.lexsort((cross["level"], cross["lower"], cross["upper"]))
-    rows = {name: column[order] for name, column in cross.items()}
-    new = np.ones(order.size, np.bool_)
-    new[1:] = np.any([rows[name][1:] != rows[name][:-1] for name in ("upper", "lower", "level")], axis=0)
-    starts = np.flatnonzero(new)
-    if starts.size == 0:
-        return cross
-    return {name: rows[name][starts] for name in ("upper", "lower", "level")} | {
-        "key": np.maximum.reduceat(rows["key"], starts),
-        "joined": np.logical_or.reduceat(rows["joined"], starts),
-        "stats": combine(score, rows["stats"], starts),
-    }

@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from neuroshed.geometry import Box, Grid, Vec, add, as_vec
+from neuroshed.geometry import Box, Grid, Vec, add, as_vec, sub
 from neuroshed.kernels import adjust
+from neuroshed.kernels.across import WAYS
 from neuroshed.kernels.blocks import Rules, basin_graph
 from neuroshed.kernels.parts import parts
 from neuroshed.kernels.relabel import Ids, paint
@@ -27,7 +28,7 @@ from neuroshed.kernels.scores import TOP_SCORE
 from neuroshed.kernels.watershed import Place
 from neuroshed.kernels.waterz import scored_edges, watershed
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.stages.blocks import NONE, PROCESS_BYTES, CutStage, neighbour
+from neuroshed.stages.blocks import NONE, PROCESS_BYTES, CutStage
 from neuroshed.stages.octree import concatenate, needs
 from neuroshed.storage.nodes import Columns, read_node, write_node
 
@@ -47,7 +48,7 @@ class WaterzFragments(CutStage):
         basins = parts(watershed(affinities, self.low / 255, self.high / 255))
         place = Place(around, around, self.source.volume_shape)
         rules = Rules(self.low, NONE, self.small, self.dust)
-        return basin_graph(basins, affinities, place, np.zeros((3, 2), np.uint8), rules).labels
+        return basin_graph(basins, affinities, place, rules).labels
 
     def memory_bytes(self, step: str) -> int:
         """Affinities here and as float32 in waterz's process, labels in both: 34 bytes a voxel there, 16 here."""
@@ -63,6 +64,7 @@ class WaterzScores(Stage):
     """
 
     kind: Literal["waterz_scores"] = "waterz_scores"
+    version = 2
     fragments: WaterzFragments
     context: Vec
     """Voxels around a block that waterz agglomerates too, z y x, as far as the region goes."""
@@ -84,8 +86,8 @@ class WaterzScores(Stage):
         return (Step("", self.grid, (*needs(below, low=near, high=near), *needs(below.source, low=far, high=far))),)
 
     def run(self, step: str, index: Vec) -> Done:
-        """Tables `edges` (left, right, score) between fragments of the block, and `cross` (upper, lower, level, score)
-        to those of lower neighbours: uint64 ids, int64 scores in units of 1 / `TOP_SCORE`.
+        """Tables `edges` (left, right, score) between fragments of the block, and `cross` (upper, lower, way, score) to
+        those of lower neighbours: uint64 ids, uint8 numbers of `across.WAYS`, int64 scores of units of 1 / `TOP_SCORE`.
         """
         box = self.grid.block_box(index).grow(self.context).intersect(self.fragments.region)
         labels, ids = self._fragments(box)
@@ -94,15 +96,14 @@ class WaterzScores(Stage):
         lies = {side: np.isin(end, ids[index]) for side, end in (("left", left), ("right", right))}
         inner = lies["left"] & lies["right"]
         cross = [_no_crossing()]
-        levels = self.fragments.face_levels(index)
-        for axis in range(3):
-            lower = ids.get(neighbour(index, axis, -1))
+        for number in (1, 2, 4):
+            lower = ids.get(sub(index, WAYS[number]))
             if lower is not None:
                 turned = lies["left"] & np.isin(right, lower)
                 rows = turned | (lies["right"] & np.isin(left, lower))
                 upper_end, lower_end = np.where(turned, left, right)[rows], np.where(turned, right, left)[rows]
-                level = np.full(upper_end.size, levels[axis, 0], np.uint8)
-                cross.append({"upper": upper_end, "lower": lower_end, "level": level, "score": scores[rows]})
+                way = np.full(upper_end.size, number, np.uint8)
+                cross.append({"upper": upper_end, "lower": lower_end, "way": way, "score": scores[rows]})
         tables = {
             "edges": {"left": left[inner], "right": right[inner], "score": scores[inner]},
             "cross": concatenate(cross),
@@ -131,4 +132,4 @@ class WaterzScores(Stage):
 
 def _no_crossing() -> Columns:
     none = np.zeros(0, np.uint64)
-    return {"upper": none, "lower": none, "level": np.zeros(0, np.uint8), "score": np.zeros(0, np.int64)}
+    return {"upper": none, "lower": none, "way": np.zeros(0, np.uint8), "score": np.zeros(0, np.int64)}

@@ -10,8 +10,8 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
-from neuroshed.errors import InputError, WorkflowError
+from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.storage.files import sync_entry, sync_path
 
 # Chunks are the unit of reading: about this many voxels along each side.
 CHUNK_SIDE = 64
+MAX_CHUNKS = 1 << 18
+"""Chunks of a shard, whose index is held while it is written and read."""
+ZARR_TASK_BYTES = 4 << 10
+"""What zarr holds of each chunk that it reads beside its bytes."""
 
 _NANOMETRES = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1, "picometer": 1e-3}
 
@@ -73,12 +77,20 @@ class Volume:
         return 1 if self.channels is None else int(self.array.chunks[self.order[-4]])
 
     def read(self, box: Box, channels: int | slice | None = None) -> npt.NDArray[Any]:
-        """The voxels of `box`, which must lie inside the volume: `(z, y, x)`, or `(c, z, y, x)` if it has channels.
+        """The voxels of `box`, which must lie inside the volume: `(z, y, x)`, or `(c, z, y, x)` if it has channels, in
+        C order, the caller's to change.
 
-        `channels` reads only that many of the first channels, or a slice of them.
+        `channels` reads only that many of the first channels, or a slice of them. Raises `BlockError` for what cannot
+        be decoded, and naming a file that is missing from a volume that blocks write: nothing is read before it is
+        written. Raises OSError as the file system does.
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
+        if self.writable:
+            for file in self._files(box):
+                # zarr takes either for a shard of nothing but zeros.
+                if not file.exists() or file.stat().st_size == 0:
+                    raise BlockError(f"{file} is missing or empty; remove its stage's folder and run again")
         lead: tuple[Any, ...]
         if self.channels is None:
             lead = (0,) * (self.array.ndim - 3)
@@ -86,9 +98,29 @@ class Volume:
             part = channels if isinstance(channels, slice) else slice(0, channels)
             lead = (0,) * (self.array.ndim - 4) + (part,)
         wanted = dict(zip(self.order, (*lead, *box.slices()), strict=True))
-        data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
+        try:
+            data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
+        except OSError:
+            raise
+        except Exception as error:
+            # Each codec has its own ways to say so.
+            raise BlockError(
+                f"{self.path} is damaged in {box} ({type(error).__name__}: {error}); bring it back if it is an input, "
+                "else remove its stage's folder and run again"
+            ) from error
         kept = self.order[-data.ndim :]
-        return data.transpose([sorted(kept).index(axis) for axis in kept])
+        return np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
+
+    def read_bytes(self, shape: Vec, channels: int = 1) -> int:
+        """Upper bound in bytes of what `read` takes at its peak, its result included, for any box of `shape`."""
+        result = channels * math.prod(shape) * self.dtype.itemsize
+        # zarr has so many files at work at once, each as stored, decoded and collected; at the end axes are turned.
+        wanted = (*(channels for _ in self.order[:-3]), *shape)
+        sides = [(n, self.array.chunks[axis]) for axis, n in zip(self.order, wanted, strict=True)]
+        whole = math.prod(n + 2 * (chunk - 1) for n, chunk in sides)
+        files = int(zarr.config.get("async.concurrency")) * math.prod(self.array.shards or self.array.chunks)
+        tasks = math.prod(2 + n // chunk for n, chunk in sides) * ZARR_TASK_BYTES
+        return 2 * result + 3 * min(whole, files) * self.dtype.itemsize + tasks
 
     def write(self, box: Box, data: npt.NDArray[Any], region: Box | None = None) -> None:
         """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
@@ -114,12 +146,18 @@ class Volume:
             raise ValueError(f"box {box} does not own whole shards of {self.shard_shape} in {self.path}")
 
     def _sync(self, box: Box) -> None:
-        root = self.path / self.array.basename if self.array.basename else self.path
+        for file in self._files(box):
+            sync_entry(file, self._root)
+
+    @property
+    def _root(self) -> Path:
+        return self.path / self.array.basename if self.array.basename else self.path
+
+    def _files(self, box: Box) -> Iterator[Path]:
+        """The files of a volume of ours that hold a box; all its channels are in one shard."""
+        lead = (0,) * (self.array.ndim - 3)
         for index in Grid(self.box, self.shard_shape).touching(box):
-            lead = (0,) * (self.array.ndim - 3)
-            file = root / self.array.metadata.encode_chunk_key((*lead, *index))
-            if file.exists():
-                sync_entry(file, root)
+            yield self._root / self.array.metadata.encode_chunk_key((*lead, *index))
 
 
 def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume:
@@ -192,6 +230,8 @@ def _describe(
     axes = image.get("axes") or ["t", "c", "z", "y", "x"][-array.ndim :]
     names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
     extra = shape[: max(array.ndim - 3, 0)]
+    if 0 in shape:
+        raise InputError(f"{path} has shape {shape} and so no voxels; check that it was written whole")
     offsets = attributes.get("neuroshed", {}).get("offsets")
     keep_channels = offsets is not None or (
         bool(extra) and (extra[-1] != 1 or declared is not None) and names[-4] != "t"
@@ -263,7 +303,9 @@ def create_volume(
         )
     name = volume.array.basename
     array = zarr.open_array(LocalStore(path), path=name, mode="r+")
-    return Volume(**{**volume.__dict__, "array": array, "writable": True})
+    # A block of zeros leaves a file too, so one that is missing later was lost.
+    array = array.with_config({"write_empty_chunks": True})
+    return replace(volume, array=array, writable=True)
 
 
 def _write_metadata(
@@ -312,7 +354,15 @@ def chunk_side(shard_side: int) -> int:
 
 
 def check_block_shape(block_shape: Vec, shard_shape: Vec) -> None:
-    """Raise `WorkflowError` unless a block is made of whole shards."""
+    """Raise `WorkflowError` unless a block is made of whole shards, and a shard of a number of chunks that can be
+    listed.
+    """
+    chunks = math.prod(-(-side // CHUNK_SIDE) for side in shard_shape)
+    if chunks > MAX_CHUNKS:
+        raise WorkflowError(
+            f"a shard of {list(shard_shape)} holds {chunks} chunks of {CHUNK_SIDE} voxels a side, more than "
+            f"{MAX_CHUNKS}; choose a smaller shard_shape, or block_shape if there is none"
+        )
     if any(block % shard for block, shard in zip(block_shape, shard_shape, strict=True)):
         fit = [max(round(b / s), 1) * s for b, s in zip(block_shape, shard_shape, strict=True)]
         raise WorkflowError(

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
+from neuroshed.kernels.across import check_offsets
 from neuroshed.kernels.adjust import MAX_SMOOTH
 from neuroshed.kernels.scores import Score
 from neuroshed.kernels.waterz import SCORES
@@ -142,6 +143,8 @@ class AgglomerateOptions(_Strict):
     lowest_threshold: Affinity = "0.2"
     """Merges are recorded down to this score; no threshold may lie below it. Lower takes more memory."""
 
+    long_range: bool = False
+    """Whether the affinities of the `long_range` channels count in scores like those of neighbours."""
     max_size: int = Field(default=0, ge=0)
     """Merges that would make a segment of more voxels are refused; 0 for any size."""
     alarm_share: float = Field(default=0.5, gt=0, le=1)
@@ -179,7 +182,8 @@ class Workflow(_Strict):
     """`waterz`: waterz on blocks with context, merged by connected components of its scores; depends on the blocks.
     Needs `pip install neuroshed[waterz]`."""
     long_range: tuple[Vec, ...] = ()
-    """Offsets (z y x) of further channels of the given affinities, for `fragments.method: mutex`."""
+    """Offsets (z y x) of further channels of the given affinities: for `fragments.method: mutex`, for scores if
+    `agglomerate.long_range`, or for both."""
     fragments: FragmentOptions = FragmentOptions()
     agglomerate: AgglomerateOptions = AgglomerateOptions()
 
@@ -211,8 +215,8 @@ class Workflow(_Strict):
             )
         if self.engine == "waterz" and self.fragments.method != "watershed":
             raise ValueError("engine waterz has its own watershed; leave fragments.method out")
-        if self.long_range and (self.image is not None or self.fragments.method != "mutex"):
-            raise ValueError("long_range channels are for fragments.method mutex of given affinities")
+        self._check_long_range()
+        self._check_fragments_keys()
         if self.image is not None and self.convention != AffinityConvention():
             raise ValueError("convention is that of given affinities; an image has none")
         if Fraction(self.fragments.low) > Fraction(self.fragments.high):
@@ -226,6 +230,28 @@ class Workflow(_Strict):
         if len(set(self.thresholds)) < len(self.thresholds):
             raise ValueError(f"thresholds {list(self.thresholds)} name one twice")
         return self
+
+    def _check_fragments_keys(self) -> None:
+        options = self.fragments
+        if options.biases is not None and options.method != "mutex":
+            raise ValueError("fragments.biases are those of fragments.method mutex; leave them out")
+        if options.context != FragmentOptions().context and self.engine == "exact" and options.method == "watershed":
+            raise ValueError(
+                f"fragments.context is {list(options.context)}; it is of method mutex and engine waterz, leave it out"
+            )
+
+    def _check_long_range(self) -> None:
+        if self.long_range and self.image is not None:
+            raise ValueError("long_range channels are those of given affinities; an image has none")
+        if self.agglomerate.long_range:
+            if not self.long_range or self.engine != "exact":
+                raise ValueError("agglomerate.long_range needs the offsets in long_range, and engine exact")
+            check_offsets(self.long_range, self.block_shape)
+        elif self.long_range and self.fragments.method != "mutex":
+            raise ValueError(
+                "nothing uses the long_range channels: set agglomerate.long_range to have them count in scores, or "
+                "fragments.method to mutex"
+            )
 
 
 def shipped() -> dict[str, Traversable]:

@@ -139,6 +139,7 @@ def _fragments(
         "dust": options.dust,
         "smooth": options.smooth,
         "bias": round(255 * options.bias),
+        "long_range": workflow.agglomerate.long_range,
         "histograms": workflow.engine == "exact" and workflow.agglomerate.score.startswith("quantile"),
     }
     high = math.ceil(Fraction(options.high) * 255)

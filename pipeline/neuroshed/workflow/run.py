@@ -135,13 +135,17 @@ def status(run_folder: Path) -> Summary:
 def planned_stages(run_folder: Path) -> list[Stage]:
     """The stages of the newest plan of a run. Raises `InputError` if the folder holds none."""
     file = run_folder / PLAN_FILE
+    again = f"`neuroshed run {run_folder / WORKFLOW_FILE}` writes it anew and goes on"
     if not file.is_file():
-        raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); check the path")
+        remedy = again if (run_folder / WORKFLOW_FILE).is_file() else "check the path"
+        raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); {remedy}")
     try:
-        values = [_moved(value, str(run_folder)) for value in json.loads(file.read_bytes())]
+        values = json.loads(file.read_bytes())
+        if not isinstance(values, list) or not values:
+            raise ValueError("it lists no stages")
+        values = [_moved(value, str(run_folder)) for value in values]
     except ValueError as error:
-        again = f"`neuroshed run {run_folder / WORKFLOW_FILE}`"
-        raise InputError(f"{file} is damaged ({error}); {again} writes it anew and goes on") from error
+        raise InputError(f"{file} is damaged ({error}); {again}") from error
     return ordered([parse_stage(json.dumps(value), file) for value in values])
 
 
