@@ -197,14 +197,16 @@ def _outcome(nodes: Nodes, graph: Graph, ranks: npt.NDArray[np.uint64], record: 
         clusters["kind"][kept],
         np.ones(kept.size, np.bool_),
     )
-    place = np.full(nodes.ids.size + 1, -1, np.int64)
+    place = np.full(nodes.ids.size + 1, -1, np.int32)
     place[kept] = np.arange(kept.size)
     # The ends of edges that are gone are -1, which reads the -1 after the last node.
     ends = place[graph.edges["ends"]]
     rows = np.flatnonzero((ends >= 0).all(axis=1))
-    left, right = ends[rows].min(axis=1), ends[rows].max(axis=1)
-    order = np.lexsort((right, left))
-    edges = Edges(left[order], right[order], graph.stats[rows[order]])
+    pairs = ends[rows].min(axis=1).astype(np.int64) << 32 | ends[rows].max(axis=1)
+    del ends
+    order = np.argsort(pairs)
+    rows, pairs = rows[order], pairs[order]
+    edges = Edges(pairs >> 32, pairs & 0xFFFFFFFF, graph.stats[rows])
     return Outcome(merges, frozen, join_pairs(nodes.ids.size, low, high), edges)
 
 

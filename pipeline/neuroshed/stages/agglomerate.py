@@ -47,12 +47,10 @@ class Density(NamedTuple):
 DENSITIES = (Density(200, 1e-3, 0.006, 1e-5), Density(50, 1e-3, 0.04, 6e-5), Density(0, 0.06, 0.06, 0.045))
 FRAGMENTS_PER_FACE_VOXEL = 0.2
 """That a block cannot settle."""
-TOUCHING_PER_LINE_VOXEL = 2.5
-"""That no leaf takes over: most lie where faces of blocks meet, so they are as many for each voxel of a face as for
-each side of a block.
-"""
+TOUCHING_PER_FACE_VOXEL, TOUCHING_PER_LINE_VOXEL = 0.003, 2.0
+"""That no leaf takes over: neurites that cross, and crumbs on the lines where faces of blocks meet."""
 EDGES_PER_FRAGMENT = 3.5
-FRAGMENT_BYTES, EDGE_BYTES = 900, 60
+FRAGMENT_BYTES, EDGE_BYTES = 700, 60
 """While a node is read, settled and written; of an edge for each column of its statistics."""
 ALLOWANCE_BYTES = 48 << 20
 
@@ -112,7 +110,7 @@ class Agglomerate(Stage):
             below = 1 + sum(count > 1 for count in self.grids[0].counts)
             entering = below * (found.per_voxel * voxels + FRAGMENTS_PER_FACE_VOXEL * faces)
         else:
-            touching = TOUCHING_PER_LINE_VOXEL / min(self.fragments.block_shape)
+            touching = TOUCHING_PER_FACE_VOXEL + TOUCHING_PER_LINE_VOXEL / min(self.fragments.block_shape)
             entering = (touching + found.frozen_per_face_voxel) * faces + found.frozen_per_voxel * voxels
         return ALLOWANCE_BYTES + int(
             entering * (FRAGMENT_BYTES + EDGES_PER_FRAGMENT * EDGE_BYTES * self._rules.score.columns)
@@ -147,15 +145,17 @@ class Agglomerate(Stage):
     def _parent(self, level: int, index: Vec) -> Entering:
         """What the children handed up, and the edges across the faces between them."""
         grid, path = self.grids[level - 1], f"up{level - 1}"
+        wanted = ("nodes", "gains", "links", "edges", "copies", "names")
         children = [
-            read_node(self.node_path(path, child), "nodes", "gains", "links", "edges", "copies", "names")
+            list(read_node(self.node_path(path, child), *wanted))
             for child in grid.touching(self.grids[level].block_box(index))
         ]
-        nodes, gains, links, edges, copies, names = (concatenate(tables) for tables in zip(*children, strict=True))
+        # One kind of table after the other leaves the children, so that little is in memory twice.
+        nodes, gains, links, edges, copies, names = (concatenate([child.pop(0) for child in children]) for _ in wanted)
         met = copies["level"] == level
         order = np.argsort(nodes["id"])
         return Entering(
-            nodes={name: column[order] for name, column in nodes.items()},
+            nodes={name: nodes.pop(name)[order] for name in list(nodes)},
             gains=gains,
             links=concatenate([links, _joining(select(copies, met), names)]),
             edges=edges,

@@ -152,9 +152,13 @@ class Segment(Stage):
         return 8 * self.agglomerate.fragments.region.size
 
     def memory_bytes(self, step: str) -> int:
-        """The block's labels as stored and read, the painted ones, their padded shard and its compressed copy."""
+        """The block's labels as stored and read, the painted ones, their padded shard and its compressed copy, and the
+        tables of up to four leaves; of a node, less than on the way up.
+        """
+        if step != PAINT:
+            return self.agglomerate.memory_bytes(f"up{level_of(step)}")
         z, y, x = self.agglomerate.fragments.block_shape
-        return z * y * x * 24 if step == PAINT else 64 << 20
+        return (8 << 20) + z * y * x * 24
 
     def report(self) -> dict[str, Any]:
         """Where the labels are, by threshold."""

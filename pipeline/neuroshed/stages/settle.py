@@ -33,7 +33,7 @@ class TreeRules:
 
 
 def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Columns]:
-    """Settle the node at `level` of the tree.
+    """Settle the node at `level` of the tree; `entering` is used up.
 
     Returns tables: `entering` (id, and the fragment that it became, 0 for dust), `fragments` (id, total voxels and
     formed, before the node's own merges), `merges`, and what goes up: `nodes`, `gains`, `links`, `edges`, `copies`,
@@ -42,13 +42,18 @@ def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Column
     ids: Ids = entering.nodes["id"]
     solved, links = _size_rule(entering, level, rules.small)
     nodes, number = _fragments(entering, solved, rules.dust)
+    edges = _edges(entering, number)
+    # What is used up makes room for the graph.
+    for table in (entering.gains, entering.links, entering.edges):
+        table.clear()
     outcome = agglomerate(
         Nodes(nodes["id"], nodes["rank"], nodes["total"], _classes(nodes), nodes["up"]),
-        _edges(entering, number),
+        edges,
         rules.score,
         rules.lowest,
         rules.max_size,
     )
+    del edges
     current = np.where(number >= 0, ids[solved.roots], np.uint64(0))
     clusters, merges = outcome.clusters, outcome.merges
     return {

@@ -27,6 +27,9 @@ Parquet's own checksums of pages do not cover what the file says about them.
 """
 Columns = dict[str, npt.NDArray[Any]]
 
+# Arrow's own pools keep what they have freed: half as much again as a large tree node needs.
+pa.set_memory_pool(pa.system_memory_pool())
+
 
 def write_node(path: Path, tables: Mapping[str, Columns]) -> None:
     """Write the tables of a node, columns of one or two dimensions; the folder must exist. Whole or not there at all,
