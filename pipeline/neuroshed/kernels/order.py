@@ -65,11 +65,6 @@ def _edge_keys(affinities: Any, upper_voxels: Any, axis: Any) -> Any:
     return keys
 
 
-def key_affinity(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """The affinities in edge keys."""
-    return (keys >> _S56).astype(np.uint8)
-
-
 @numba.njit(cache=True, nogil=True)
 def hash64(index: Any) -> Any:
     """Bijective hash of a uint64: who wins among clusters whose edges score the same."""

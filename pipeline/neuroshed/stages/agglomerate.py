@@ -169,7 +169,10 @@ def _joining(copies: Columns, names: Columns) -> Columns:
     order = np.argsort(names["leaf"])
     originals, found = look_up(copies["original"], names["leaf"][order], names["id"][order])
     if not found.all():
-        raise BlockError(f"fragment {copies['original'][~found][0]}, of which there is a copy, is not in its leaf")
+        raise BlockError(
+            f"fragment {copies['original'][~found][0]}, of which another leaf has a copy, is not in its own: they "
+            "are not of one run; remove the folder of this stage and run again"
+        )
     return {
         "left": copies["copy"],
         "right": originals,
