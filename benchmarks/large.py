@@ -29,8 +29,10 @@ from neuroshed.workflow.plan import Plan
 from peers.measure import Clock, serve
 
 HERE = Path(__file__)
-ENTERING = 1_000_000
+ENTERING = 8_000_000
 """Fragments that enter a node which is made large."""
+GRAPH_GB = 0.2
+"""Memory for its graph in another run of it, at `ENTERING`: a tenth of what it takes."""
 MOST_COPIES = 4000
 HANDED_UP = ("nodes", "gains", "links", "edges", "copies", "names")
 IDS = {"id", "left", "right", "copy", "original", "leaf"}
@@ -40,7 +42,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def large_nodes(folder: Path, settings: list[tuple[str, Plan]], warm: Plan, entering: int = ENTERING) -> list[Any]:
-    """Memory and seconds of nodes of each setting as they are; of the first also made large, with the way down."""
+    """Memory and seconds of nodes of each setting as they are; of the first also made large, with the way down, and
+    once more with little memory for the graph.
+    """
     found = []
     for name, plan in settings:
         tree = plan.segments[0].agglomerate
@@ -49,6 +53,8 @@ def large_nodes(folder: Path, settings: list[tuple[str, Plan]], warm: Plan, ente
     top = len(first.agglomerate.grids) - 1
     for level in sorted({max(top - 1, 1), top}):
         found.append(_node(folder, "default", first.agglomerate, level, warm, first, entering))
+    little = GRAPH_GB * entering / ENTERING
+    found.append(_node(folder, "default", first.agglomerate, top, warm, first, entering, little))
     return found
 
 
@@ -97,6 +103,7 @@ def _node(
     warm: Plan,
     segment: Segment | None = None,
     entering: int = 0,
+    graph_gb: float | None = None,
 ) -> dict[str, Any]:
     """One node in a process of its own; with `segment` made to have some `entering` fragments, and its way down."""
     grid, step = tree.grids[level], f"up{level}"
@@ -112,6 +119,7 @@ def _node(
             before = len(read_node(tree.node_path(step, index), "entering")[0]["id"])
             copies = max(1, min(entering // max(before, 1), MOST_COPIES))
             tree, segment = _moved(tree, segment, folder, level, inside, copies)
+            tree = tree.model_copy(update={"graph_gb": graph_gb or tree.graph_gb})
             tasks = [[str(save_stage(tree)), step]]
             if level + 1 == len(tree.grids):
                 tasks.append([str(save_stage(segment)), f"down{level}"])
@@ -129,6 +137,7 @@ def _node(
         "copies": copies,
         "entering": len(read_node(path, "entering")[0]["id"]),
         "edges": edges,
+        "graph_gb": tree.graph_gb,
         "predicted_bytes": tree.memory_bytes(step),
         "file_bytes": path.stat().st_size,
         **up,

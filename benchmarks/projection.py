@@ -16,8 +16,8 @@ from typing import Any
 
 import large
 from neuroshed.geometry import Grid
-from neuroshed.kernels.merging import MAX_ROWS
 from neuroshed.stages.agglomerate import Agglomerate
+from neuroshed.stages.windows import MAX_NODES
 
 VOLUMES = {"1 TB": 10**12, "100 TB": 10**14, "1 PB": 10**15}
 """Voxels, of one byte each."""
@@ -93,9 +93,9 @@ def largest_cubes(figures: Row) -> list[Row]:
     """For each setting the densities that count, and the largest cube whose root fits one machine; then the same with
     the largest blocks.
     """
-    root, rows = _large_root(figures), figures["settings"]
-    # Memory, and the most edges that a node takes (`kernels.merging`).
-    most = root["entering"] * min(MACHINE_BYTES / root["peak_bytes"], MAX_ROWS / root["edges"])
+    rows, memory = figures["settings"], _memory(figures)
+    # More than that a node does not take.
+    most = min((MACHINE_BYTES - memory.graph) / memory.per_fragment, MAX_NODES)
     large_blocks = max(rows, key=lambda row: row["block"])
     pairs = [(row, row) for row in rows]
     pairs += [(row, large_blocks) for row in rows[1:] if row["block"] == rows[0]["block"]]
@@ -112,9 +112,27 @@ def largest_cubes(figures: Row) -> list[Row]:
     return found
 
 
-def _large_root(figures: Row) -> Row:
-    root: Row = next(node for node in figures["large"] if "down" in node)
-    return root
+def _large_roots(figures: Row) -> list[Row]:
+    """The root made large, with room for its graph and with little."""
+    return sorted((node for node in figures["large"] if "down" in node), key=lambda node: -float(node["graph_gb"]))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a large node: for each fragment that enters, and for the graph of each until that is `graph`."""
+
+    per_fragment: float
+    graph_per_fragment: float
+    graph: float
+
+    def of(self, entering: float) -> float:
+        """Bytes of a node that so many fragments enter."""
+        return self.per_fragment * entering + min(self.graph_per_fragment * entering, self.graph)
+
+
+def _memory(figures: Row) -> Memory:
+    whole, windows = (node["peak_bytes"] / node["entering"] for node in _large_roots(figures))
+    return Memory(windows, whole - windows, 1e9 * _large_roots(figures)[0]["graph_gb"])
 
 
 def _project(figures: Row, row: Row, name: str, voxels: int) -> Row:
@@ -148,7 +166,7 @@ def _project(figures: Row, row: Row, name: str, voxels: int) -> Row:
 
 def _tree(figures: Row, row: Row, tree: Agglomerate, densities: Densities) -> Row:
     """What the tree takes, up and down, and its largest node of each level."""
-    root = _large_root(figures)
+    root, memory = _large_roots(figures)[-1], _memory(figures)
     each = {"up": root, "down": root["down"]}
     measured = {"up": row["levels"], "down": [level["down"] for level in row["levels"]]}
     cost = {(way, key): len(tree.grids[0]) * measured[way][0][key] for way in each for key in COSTS}
@@ -175,7 +193,7 @@ def _tree(figures: Row, row: Row, tree: Agglomerate, densities: Densities) -> Ro
                 "tasks": len(grid),
                 "entering": most,
                 "edges": most * root["edges"] / root["entering"],
-                "bytes": most * root["peak_bytes"] / root["entering"],
+                "bytes": memory.of(most),
                 "hours": seconds["up"] / 3600,
             }
         )
@@ -189,7 +207,7 @@ def _tree(figures: Row, row: Row, tree: Agglomerate, densities: Densities) -> Ro
 
 def print_all(figures: Row) -> None:
     """The largest cubes; a column for each volume and block size; the levels of the largest volume."""
-    print(f"\nExtrapolated: the largest cube with a root of {MACHINE_BYTES / 1e9:.0f} GB, {MAX_ROWS:.2g} edges")
+    print(f"\nExtrapolated: the largest cube with a root of {MACHINE_BYTES / 1e9:.0f} GB, {MAX_NODES:.2g} fragments")
     print(f"{'block':>5}{'lowest':>7}{'small':>6}{'up/face':>10}{'deep/Mvox':>11}{'Tvoxel':>16}")
     for row in figures["largest_cubes"]:
         print(
@@ -230,7 +248,7 @@ def _lines() -> list[tuple[str, Value]]:
         ("GB of labels of fragments", lambda row, tree: row["label_bytes"] / 1e9),
         ("files", lambda row, tree: row["files"]),
         ("root: fragments that enter", lambda row, tree: tree["levels"][-1]["entering"]),
-        (f"root: edges, of {MAX_ROWS:.2g}", lambda row, tree: tree["levels"][-1]["edges"]),
+        ("root: edges", lambda row, tree: tree["levels"][-1]["edges"]),
         ("root: GB of memory", lambda row, tree: tree["levels"][-1]["bytes"] / 1e9),
         (f"  of {MACHINE_BYTES / 1e9:.0f} GB", lambda row, tree: tree["levels"][-1]["bytes"] / MACHINE_BYTES),
         ("root: GB that the plan predicts", lambda row, tree: row["root_predicted_bytes"] / 1e9),

@@ -39,10 +39,16 @@ def as_affinity(value: int) -> str:
     return f"{value * 10**6 // 255 / 10**6:.6f}"
 
 
-def write_affinities(path: Path, affinities: np.ndarray) -> Path:
+def write_affinities(path: Path, affinities: np.ndarray, *further: Vec) -> Path:
+    """A volume of affinities uint8 `(c, z, y, x)`; `further` are the offsets of the channels after the third."""
     shape = affinities.shape[1:]
     volume = create_volume(
-        path, shape=shape, dtype=np.uint8, shard_shape=shape, voxel_size=(10, 10, 10), voxel_offsets=NEAREST
+        path,
+        shape=shape,
+        dtype=np.uint8,
+        shard_shape=shape,
+        voxel_size=(10, 10, 10),
+        voxel_offsets=(*NEAREST, *further),
     )
     volume.write(volume.box, affinities)
     return path
@@ -56,6 +62,7 @@ def segment_stages(
     region: Box | None = None,
     shard_shape: Vec | None = None,
     semantics: Semantics | None = None,
+    graph_gb: float = 8.0,
 ) -> list[Segment]:
     """The last stages: the unmerged fragments, and a segmentation at each threshold."""
     source = affinities if isinstance(affinities, Affinities) else Affinities.of(run_folder, affinities)
@@ -81,6 +88,7 @@ def segment_stages(
         lowest=integer_threshold(Fraction(settings.lowest)),
         max_size=settings.max_size,
         semantics=semantics,
+        graph_gb=graph_gb,
     )
     return [
         Segment(run_folder=run_folder, agglomerate=agglomerate, threshold=threshold)

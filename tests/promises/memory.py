@@ -47,18 +47,32 @@ class Memory:
                 raise CrashError
             self.writes_left -= 1
 
-    def write_node(self, path: Path, tables: Mapping[str, Columns]) -> None:
+    def write_node(self, path: Path, tables: Mapping[str, Columns | Iterator[Columns]]) -> dict[str, int]:
         self.count_write()
-        stored = {name: {key: stored_column(values) for key, values in rows.items()} for name, rows in tables.items()}
+        whole = {name: joined(rows) if isinstance(rows, Iterator) else rows for name, rows in tables.items()}
+        stored = {name: {key: stored_column(values) for key, values in rows.items()} for name, rows in whole.items()}
         if path in self.nodes:
             assert same_tables(self.nodes[path], stored), f"{path} differs when its block is run again"
         self.nodes[path] = stored
+        return {name: len(next(iter(rows.values()))) for name, rows in stored.items()}
 
     def read_node(self, path: Path, *names: str) -> tuple[Columns, ...]:
         return tuple(dict(self.nodes[path][name]) for name in names)
 
+    def read_nodes(self, paths: Sequence[Path], *names: str) -> Iterator[Columns]:
+        return (joined(self.read_node(path, name)[0] for path in paths) for name in names)
+
+    def read_pieces(self, path: Path, name: str) -> Iterator[Columns]:
+        return iter(self.read_node(path, name))
+
     def volume(self, path: Path, shape: Vec, dtype: np.dtype) -> Array:
         return self.volumes.setdefault(path, Array(self, np.zeros(shape, dtype)))
+
+
+def joined(pieces: Iterator[Columns]) -> Columns:
+    """All pieces of a table."""
+    found = list(pieces)
+    return {key: np.concatenate([piece[key] for piece in found]) for key in found[0]}
 
 
 def stored_column(values: np.ndarray) -> np.ndarray:
@@ -113,7 +127,7 @@ def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("neuroshed.stages."):
-                for function in {"read_node", "write_node"} & vars(module).keys():
+                for function in {"read_node", "read_nodes", "read_pieces", "write_node"} & vars(module).keys():
                     patch.setattr(module, function, getattr(memory, function))
         patch.setattr(base, "make_folder", lambda path: None)
         patch.setattr(Affinities, "read", lambda stage, box: affinities[(slice(None), *box.slices())].copy())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import starmap
 
 import numpy as np
@@ -20,7 +21,7 @@ from neuroshed.kernels.regions import edge_count, edges_by_affinity
 from neuroshed.kernels.scores import Score, integer_scores
 from neuroshed.kernels.stitch import NO_GAINS, Fragments, Gains, Links, SizeRule
 from neuroshed.kernels.watershed import Place
-from neuroshed.stages import leaves, settle
+from neuroshed.stages import leaves, settle, windows
 from neuroshed.stages.fragments import Fragments as FragmentsStage
 from neuroshed.storage.nodes import Columns
 from tests.kernels.plain_merging import Cluster, PlainGraph, plain_score
@@ -75,7 +76,9 @@ def weak_edges_dropped(patch: Patch, settings: Settings) -> None:
     def changed(nodes: Nodes, edges: Edges, score: Score, lowest: int, max_size: int = 0) -> Outcome:
         outcome = agglomerate(nodes, edges, score, lowest, max_size)
         strong = integer_scores(score, outcome.edges.stats) >= lowest
-        return outcome._replace(edges=Edges(*(column[strong] for column in outcome.edges)))
+        return outcome._replace(
+            edges=Edges(*(column[strong] for column in outcome.edges)), refused=outcome.refused[strong]
+        )
 
     patch.setattr(settle, "agglomerate", changed)
 
@@ -178,6 +181,18 @@ def ranks_by_first_voxel(patch: Patch, settings: Settings) -> None:
     patch.setattr(blocks, "basin_graph", changed)
 
 
+def weak_edges_outside_windows(patch: Patch, settings: Settings) -> None:
+    """Of a graph that is taken in windows, edges that alone score too little for a window are not in it."""
+    merged = settle._merged
+    patch.setattr(settle, "_merged", lambda nodes, edges, rules: merged(nodes, edges, replace(rules, room=5)))
+
+    def changed(nodes: Nodes, edges: Edges, score: Score, lowest: int, max_size: int, rest: bool) -> Outcome:
+        strong = integer_scores(score, edges.stats) >= lowest
+        return agglomerate(nodes, Edges(*(column[strong] for column in edges)), score, lowest, max_size, rest=rest)
+
+    patch.setattr(windows, "agglomerate", changed)
+
+
 class FreezingStays(PlainGraph):
     """What meets a frozen cluster does not freeze."""
 
@@ -232,6 +247,7 @@ def plainly(graph_class: type[PlainGraph]) -> Callable[..., Outcome]:
                 np.array([place[b] for _, b, _ in kept], np.int64),
                 np.array([(sum(found), len(found)) for *_, found in kept], np.int64).reshape(-1, 2),
             ),
+            np.zeros(len(kept), np.bool_),
         )
 
     return run
@@ -255,6 +271,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     picks_of_one_side,
     edges_tied,
     ranks_by_first_voxel,
+    weak_edges_outside_windows,
     freezing_stays,
     ties_by_smallest_id,
 )

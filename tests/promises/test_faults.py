@@ -167,17 +167,20 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def fill_disk_at(patch: pytest.MonkeyPatch, module: Any, call: int) -> None:
-    """The disk is full from the given call of a module's `replace_file` on."""
+    """The disk is full in the given call of the module's way of writing files, and from then on."""
     calls = [0]
-    replace = files.replace_file
+    name = "replacing" if module is nodes else "replace_file"
+    write = getattr(files, name)
 
-    def full(path: Path, data: Any) -> Path:
+    def full(path: Path, *data: Any) -> Any:
         calls[0] += 1
-        if calls[0] >= call:
-            raise FULL
-        return replace(path, data)
+        if calls[0] < call:
+            return write(path, *data)
+        if module is nodes:
+            return Path("/dev/full").open("wb")
+        raise FULL
 
-    patch.setattr(module, "replace_file", full)
+    patch.setattr(module, name, full)
 
 
 def full_journal(patch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,9 @@ import zarr
 
 import neuroshed
 from neuroshed.errors import InputError, RunFailedError
+from neuroshed.stages import settle
+from neuroshed.stages.windows import Split, agglomerate_split
+from neuroshed.storage.nodes import differing_column
 from neuroshed.storage.volumes import open_volume
 
 from ..promises.chunks import random_affinities
@@ -98,3 +101,25 @@ def test_too_few_channels_are_refused_before_work(affinities: np.ndarray, tmp_pa
     with pytest.raises(InputError, match="have 2 channels for 3 offsets"):
         run(store(tmp_path / "given.zarr", affinities[:2]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_little_memory_for_graphs_changes_no_byte(
+    affinities: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = []
+
+    def counted(*given: Any) -> Split:
+        split.append(given)
+        return agglomerate_split(*given)
+
+    monkeypatch.setattr(settle, "agglomerate_split", counted)
+    path = store(tmp_path / "given.zarr", affinities)
+    plain = run(path, tmp_path / "plain")
+    assert not split
+    run(path, tmp_path / "little", "agglomerate.graph_gb=1e-6")
+    nodes = sorted(file.relative_to(tmp_path / "plain") for file in (tmp_path / "plain").glob("agglomerate-*/up*/*"))
+    assert len(split) == len(nodes) > 8
+    for node in nodes:
+        assert differing_column(tmp_path / "plain" / node, tmp_path / "little" / node) is None
+    again = run(path, tmp_path / "plain", "agglomerate.graph_gb=1e-6")
+    assert again["restored_blocks"] == sum(row["done"] for row in plain["stages"].values())

@@ -61,8 +61,8 @@ class Graph(NamedTuple):
 
 def new_graph(
     clusters: npt.NDArray[np.void],
-    left: npt.NDArray[np.int64],
-    right: npt.NDArray[np.int64],
+    left: npt.NDArray[np.integer[Any]],
+    right: npt.NDArray[np.integer[Any]],
     stats: npt.NDArray[np.int64],
 ) -> Graph:
     """The graph of these clusters (CLUSTER, without lists) and edges without parallels; `clusters` and `stats` will

@@ -27,6 +27,7 @@ from neuroshed.kernels.heap import (
     take_ties,
     without_first,
 )
+from neuroshed.kernels.relabel import row_pairs, rows_of
 from neuroshed.kernels.scores import SCALE_BITS, TOP_SCORE, Score, check_stats, combine, compiled, edge_score
 from neuroshed.kernels.unions import join_pairs
 
@@ -47,18 +48,18 @@ class Nodes(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Edges between different nodes, some parallel: `left, right` int64 `(E,)` indices of nodes, `stats` int64 `(E, k)`
-    as in `neuroshed.kernels.scores`.
+    """Edges between different nodes, some parallel: `left, right` `(E,)` indices of nodes, of any type of integers,
+    `stats` int64 `(E, k)` as in `neuroshed.kernels.scores`.
     """
 
-    left: npt.NDArray[np.int64]
-    right: npt.NDArray[np.int64]
+    left: npt.NDArray[np.integer[Any]]
+    right: npt.NDArray[np.integer[Any]]
     stats: npt.NDArray[np.int64]
 
 
 class Merges(NamedTuple):
-    """Merges in falling order: `left < right` uint64 ids of the two clusters (the smallest of their nodes'), `scores`
-    int64.
+    """Merges by falling score, those of equal scores by `right`: `left < right` uint64 ids of the two clusters (the
+    smallest of their nodes'), `scores` int64.
     """
 
     left: npt.NDArray[np.uint64]
@@ -69,16 +70,18 @@ class Merges(NamedTuple):
 class Outcome(NamedTuple):
     """What agglomeration did and what it left for later.
 
-    `merges`; `clusters`: the frozen ones, sorted by id (largest rank, added sizes, the class of members that have one);
+    `merges`; `clusters`: the frozen ones, or all, sorted by id (largest rank, added sizes, the class of members that
+    have one);
     `owner` int64 `(n,)`: index of the smallest member of each node's cluster; `edges`: those between frozen clusters,
-    one a pair, `left < right` indices into `clusters`, sorted. Edges below the lowest score are among them, since they
-    still dilute means later.
+    one a pair, `left < right` indices into `clusters`, sorted; those that are `refused`, bool, for size or class are so
+    for good. Edges below the lowest score are among them, since they still dilute means later.
     """
 
     merges: Merges
     clusters: Nodes
     owner: npt.NDArray[np.int64]
     edges: Edges
+    refused: npt.NDArray[np.bool_]
 
 
 class _Rules(NamedTuple):
@@ -126,15 +129,18 @@ def clusters_at(
     return join_pairs(count, left[strong], right[strong])
 
 
-def agglomerate(nodes: Nodes, edges: Edges, score: Score, lowest: int, max_size: int = 0) -> Outcome:
+def agglomerate(
+    nodes: Nodes, edges: Edges, score: Score, lowest: int, max_size: int = 0, *, rest: bool = False
+) -> Outcome:
     """Merge in falling order of scores down to `lowest`, leaving alone what is frozen or meets what is.
 
     Parallel edges are added up first. An edge between clusters of two different classes, or of together more than
-    `max_size` voxels (0: no limit), is refused and freezes nothing. Rows may come in any order. Raises ValueError where
-    ids, ranks, ends or statistics are not what `Nodes`, `Edges` and `score` say.
+    `max_size` voxels (0: no limit), is refused and freezes nothing. Rows may come in any order. With `rest` the outcome
+    lists all clusters and the edges between them, not the frozen ones alone. Raises ValueError where ids, ranks, ends
+    or statistics are not what `Nodes`, `Edges` and `score` say.
     """
     _check(nodes, edges, score)
-    left, right, stats = _add_up(nodes.ids.size, edges, score)
+    left, right, stats = add_up(edges, score)
     by_rank = np.argsort(nodes.ranks, kind="stable")
     ranks = nodes.ranks[by_rank]
     tied = ranks[1:] == ranks[:-1]
@@ -149,7 +155,7 @@ def agglomerate(nodes: Nodes, edges: Edges, score: Score, lowest: int, max_size:
     record = _Record(low, high, scores, np.zeros(1, np.int64))
     rules = _Rules(score.code, score.percent, min(max(lowest, 0), TOP_SCORE + 1), max_size)
     _merge_all(graph, queue, rules, record)
-    return _outcome(nodes, graph, ranks, record)
+    return _outcome(nodes, graph, ranks, record, rest)
 
 
 def _check(nodes: Nodes, edges: Edges, score: Score) -> None:
@@ -168,11 +174,11 @@ def _check(nodes: Nodes, edges: Edges, score: Score) -> None:
     check_stats(score, edges.stats)
 
 
-def _add_up(
-    nodes: int, edges: Edges, score: Score
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """One row for each pair, in the order of pairs: `left < right` int64, and statistics of its own, int64."""
-    pairs = np.minimum(edges.left, edges.right).astype(np.int64) * nodes + np.maximum(edges.left, edges.right)
+def add_up(edges: Edges, score: Score) -> Edges:
+    """One row for each pair of nodes, in the order of pairs: `left < right`, and statistics of its own. Ends are below
+    2^32, of any type of integers.
+    """
+    pairs = row_pairs(edges.left, edges.right)
     if (pairs[1:] > pairs[:-1]).all():
         stats = edges.stats.copy()
     else:
@@ -181,33 +187,35 @@ def _add_up(
         starts = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
         if starts.size < pairs.size:
             pairs, stats = pairs[starts], combine(score, stats, starts)
-    return pairs // max(nodes, 1), pairs % max(nodes, 1), np.ascontiguousarray(stats, np.int64)
+    return Edges(*rows_of(pairs), np.ascontiguousarray(stats, np.int64))
 
 
-def _outcome(nodes: Nodes, graph: Graph, ranks: npt.NDArray[np.uint64], record: _Record) -> Outcome:
+def _outcome(nodes: Nodes, graph: Graph, ranks: npt.NDArray[np.uint64], record: _Record, rest: bool) -> Outcome:
     low, high, scores = (column[: record.done[0]].astype(np.int64) for column in record[:3])
-    merges = Merges(nodes.ids[low], nodes.ids[high], scores)
+    owner = join_pairs(nodes.ids.size, low, high)
+    order = np.lexsort((high, -scores))
+    merges = Merges(nodes.ids[low[order]], nodes.ids[high[order]], scores[order])
     clusters = graph.clusters
-    kept = np.flatnonzero(clusters["frozen"] & (clusters["name"] >= 0))
+    kept = np.flatnonzero((clusters["frozen"] | rest) & (clusters["name"] >= 0))
     kept = kept[np.argsort(clusters["name"][kept])]
-    frozen = Nodes(
+    listed = Nodes(
         nodes.ids[clusters["name"][kept]],
         ranks[clusters["rank"][kept]],
         clusters["size"][kept],
         clusters["kind"][kept],
-        np.ones(kept.size, np.bool_),
+        clusters["frozen"][kept],
     )
     place = np.full(nodes.ids.size + 1, -1, np.int32)
     place[kept] = np.arange(kept.size)
     # The ends of edges that are gone are -1, which reads the -1 after the last node.
     ends = place[graph.edges["ends"]]
     rows = np.flatnonzero((ends >= 0).all(axis=1))
-    pairs = ends[rows].min(axis=1).astype(np.int64) << 32 | ends[rows].max(axis=1)
+    pairs = row_pairs(*ends[rows].T)
     del ends
     order = np.argsort(pairs)
     rows, pairs = rows[order], pairs[order]
-    edges = Edges(pairs >> 32, pairs & 0xFFFFFFFF, graph.stats[rows])
-    return Outcome(merges, frozen, join_pairs(nodes.ids.size, low, high), edges)
+    edges = Edges(*rows_of(pairs), graph.stats[rows])
+    return Outcome(merges, listed, owner, edges, graph.edges["score"][rows] == REFUSED)
 
 
 @compiled

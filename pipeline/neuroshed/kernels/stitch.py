@@ -19,6 +19,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from neuroshed.kernels.relabel import row_pairs, rows_of
 from neuroshed.kernels.unions import find, union
 
 
@@ -97,15 +98,13 @@ def best_links(links: Links) -> Links:
     """One link a pair, `left < right`, sorted: the best key, and whether any was joined."""
     if links.keys.size == 0:
         return links
-    left, right = np.minimum(links.left, links.right), np.maximum(links.left, links.right)
     # Fragments are rows of a table in memory, so two numbers of them fit in one.
-    pairs = (left << 32) | right
+    pairs = row_pairs(links.left, links.right)
     order = np.argsort(pairs)
     pairs = pairs[order]
-    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    starts = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
     return Links(
-        pairs[starts] >> 32,
-        pairs[starts] & 0xFFFFFFFF,
+        *rows_of(pairs[starts]),
         np.maximum.reduceat(links.keys[order], starts),
         np.logical_or.reduceat(links.joined[order], starts),
     )

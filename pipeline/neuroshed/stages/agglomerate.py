@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec
+from neuroshed.kernels.across import WAYS
+from neuroshed.kernels.merging import MAX_ROWS
 from neuroshed.kernels.relabel import look_up
 from neuroshed.kernels.scores import Score
 from neuroshed.stages.base import Done, Stage, Step
@@ -28,7 +30,7 @@ from neuroshed.stages.octree import Entering, climb, concatenate, level_of, need
 from neuroshed.stages.semantics import Semantics
 from neuroshed.stages.settle import TreeRules, settle
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
-from neuroshed.storage.nodes import Columns, read_node, write_node
+from neuroshed.storage.nodes import Columns, read_nodes, read_pieces, write_node
 
 
 class Density(NamedTuple):
@@ -50,16 +52,22 @@ FRAGMENTS_PER_FACE_VOXEL = 0.2
 TOUCHING_PER_FACE_VOXEL, TOUCHING_PER_LINE_VOXEL = 0.003, 2.0
 """That no leaf takes over: neurites that cross, and crumbs on the lines where faces of blocks meet."""
 EDGES_PER_FRAGMENT = 3.5
-FRAGMENT_BYTES, EDGE_BYTES = 700, 60
-"""While a node is read, settled and written; of an edge for each column of its statistics."""
+SETTLED_BYTES, JOINED_BYTES = 250, 120
+"""Of a fragment while the size rule is at work, and while fragments are merged."""
+EDGE_BYTES, COLUMN_BYTES = 80, 24
+"""Of an edge while fragments are merged, and for each column of its statistics."""
+VOTE_BYTES, FAR_EDGE_BYTES = 12, 120
+"""Of a voxel of a block while classes are counted, and of a long-range edge that leaves a block."""
 ALLOWANCE_BYTES = 48 << 20
+FIGURES = {"merges": "merges", "nodes_up": "nodes", "edges_up": "edges"}
+"""Of the summary: rows of tables."""
 
 
 class Agglomerate(Stage):
     """Stitching and hierarchical agglomeration over an octree, recording every merge with its score."""
 
     kind: Literal["agglomerate"] = "agglomerate"
-    version = 3
+    version = 4
     fragments: Fragments | MutexFragments | WaterzFragments = Field(discriminator="kind")
     scores: WaterzScores | None = None
     """Scores of edges, if they are given."""
@@ -71,6 +79,10 @@ class Agglomerate(Stage):
     """Merges that would make a segment of more voxels are refused; 0 for any size."""
     semantics: Semantics | None = None
     """Classes whose segments are not merged with each other."""
+    graph_gb: float = 8.0
+    """Memory for a node's region graph, in GB; one that is larger is settled in windows of falling score."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "graph_gb"})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,9 +107,8 @@ class Agglomerate(Stage):
         """Settle one node; its tables are those of `settle`."""
         level = level_of(step)
         tables = settle(self._parent(level, index) if level else self._leaf(index), level, self._rules)
-        write_node(self.node_path(step, index), tables)
-        counted = {"merges": ("merges", "left"), "nodes_up": ("nodes", "id"), "edges_up": ("edges", "left")}
-        return Done(0, {figure: float(tables[table][column].size) for figure, (table, column) in counted.items()})
+        rows = write_node(self.node_path(step, index), tables)
+        return Done(0, {figure: float(rows[table]) for figure, table in FIGURES.items()})
 
     def memory_bytes(self, step: str) -> int:
         """What enters a node, with its edges: of a leaf the fragments of its block and of the three below it, else what
@@ -112,9 +123,18 @@ class Agglomerate(Stage):
         else:
             touching = TOUCHING_PER_FACE_VOXEL + TOUCHING_PER_LINE_VOXEL / min(self.fragments.block_shape)
             entering = (touching + found.frozen_per_face_voxel) * faces + found.frozen_per_voxel * voxels
-        return ALLOWANCE_BYTES + int(
-            entering * (FRAGMENT_BYTES + EDGES_PER_FRAGMENT * EDGE_BYTES * self._rules.score.columns)
-        )
+        edges = min(EDGES_PER_FRAGMENT * entering, self._rules.room) * self._edge_bytes
+        votes = 3 * 8 * len(self.semantics.classes) * entering if self.semantics else 0
+        tables = int(votes + max(SETTLED_BYTES * entering, JOINED_BYTES * entering + edges))
+        return ALLOWANCE_BYTES + tables + (0 if level else self._label_bytes())
+
+    def _label_bytes(self) -> int:
+        """For the labels that a leaf reads: those of one block at a time, and those at the ends of long-range edges."""
+        grid = self.fragments.grid
+        z, y, x = (first + count - 1 for first, count in zip(grid.first, grid.counts, strict=True))
+        ends = (voxels.size for way in WAYS[1:] for voxels in self.fragments.upper_ends(grid.block_box((z, y, x)), way))
+        voted = math.prod(self.fragments.block_shape) if self.semantics else 0
+        return VOTE_BYTES * voted + FAR_EDGE_BYTES * max(ends, default=0)
 
     def _extent(self, level: int) -> tuple[int, int]:
         """Voxels of the largest node of a level, and of the faces of its children, or of its own if it is a leaf, that
@@ -135,7 +155,12 @@ class Agglomerate(Stage):
     def _rules(self) -> TreeRules:
         # Given scores are those of the fragments as they are, so the size rule is not gone on with.
         small, dust = (0, 0) if self.scores else (self.fragments.small, self.fragments.dust)
-        return TreeRules(small, dust, Score(self.score), self.lowest, self.max_size)
+        room = min(max(int(1e9 * self.graph_gb / self._edge_bytes), 1), MAX_ROWS // 2)
+        return TreeRules(small, dust, Score(self.score), self.lowest, self.max_size, room)
+
+    @property
+    def _edge_bytes(self) -> int:
+        return EDGE_BYTES + COLUMN_BYTES * Score(self.score).columns
 
     def _leaf(self, index: Vec) -> Entering:
         if self.scores:
@@ -145,20 +170,18 @@ class Agglomerate(Stage):
     def _parent(self, level: int, index: Vec) -> Entering:
         """What the children handed up, and the edges across the faces between them."""
         grid, path = self.grids[level - 1], f"up{level - 1}"
-        wanted = ("nodes", "gains", "links", "edges", "copies", "names")
-        children = [
-            list(read_node(self.node_path(path, child), *wanted))
-            for child in grid.touching(self.grids[level].block_box(index))
-        ]
-        # One kind of table after the other leaves the children, so that little is in memory twice.
-        nodes, gains, links, edges, copies, names = (concatenate([child.pop(0) for child in children]) for _ in wanted)
-        met = copies["level"] == level
+        paths = [self.node_path(path, child) for child in grid.touching(self.grids[level].block_box(index))]
+        tables = read_nodes(paths, "nodes", "gains", "links", "copies", "names")
+        nodes = next(tables)
         order = np.argsort(nodes["id"])
+        nodes = {name: nodes.pop(name)[order] for name in list(nodes)}
+        gains, links, copies, names = tables
+        met = copies["level"] == level
         return Entering(
-            nodes={name: nodes.pop(name)[order] for name in list(nodes)},
+            nodes=nodes,
             gains=gains,
             links=concatenate([links, _joining(select(copies, met), names)]),
-            edges=edges,
+            edges=(piece for child in paths for piece in read_pieces(child, "edges")),
             copies=select(copies, ~met),
             names=select(names, names["level"] > level),
         )

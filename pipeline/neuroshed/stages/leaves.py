@@ -11,6 +11,7 @@ tree's rules depends on how it is cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -219,7 +220,10 @@ def _entering(blocks: Sequence[_Block], cross: Sequence[_Cross], score: Score, s
             if found.block == place:
                 crossed[found.lower] = True
         parts.append(_taken(block, crossed, score, small))
-    nodes, gains, links, edges, copies, names = (concatenate(tables) for tables in zip(*parts, strict=True))
+    nodes, gains, links, copies, names = (
+        concatenate([getattr(part, table) for part in parts])
+        for table in ("nodes", "gains", "links", "copies", "names")
+    )
     ends = [{"left": own.named(rows.upper), "right": blocks[rows.block].named(rows.lower)} for rows in cross]
     across = [end | {"stats": statistics(score, rows.stats)} for end, rows in zip(ends, cross, strict=True)]
     strong = [
@@ -231,7 +235,7 @@ def _entering(blocks: Sequence[_Block], cross: Sequence[_Cross], score: Score, s
         nodes={name: column[order] for name, column in nodes.items()},
         gains=gains,
         links=concatenate([links, *strong]),
-        edges=concatenate([edges, *across]),
+        edges=chain(*(part.edges for part in parts), across),
         copies=copies,
         names=names,
     )
@@ -240,7 +244,7 @@ def _entering(blocks: Sequence[_Block], cross: Sequence[_Cross], score: Score, s
 def _taken(block: _Block, crossed: npt.NDArray[np.bool_], score: Score, small: int) -> Entering:
     """What a leaf takes of one block, whose fragments `crossed` have edges to the leaf's own block."""
     here = block.homes == block.number
-    touching = (_BITS * block.levels[1:]).max(axis=1)[block.nodes["above"]]
+    touching = (_BITS * block.levels[1:]).max(axis=1).astype(np.uint8)[block.nodes["above"]]
     used = crossed.copy()
     live = []
     for table in (block.links, block.edges):
@@ -260,7 +264,9 @@ def _taken(block: _Block, crossed: npt.NDArray[np.bool_], score: Score, small: i
         gains={"id": block.named(gains["fragment"]), "key": gains["key"], "voxels": gains["voxels"]},
         links={side: block.named(links[side]) for side in ("left", "right")}
         | {name: links[name] for name in ("key", "joined")},
-        edges={side: block.named(edges[side]) for side in ("left", "right")} | {"stats": statistics(score, edges)},
+        edges=iter(
+            [{side: block.named(edges[side]) for side in ("left", "right")} | {"stats": statistics(score, edges)}]
+        ),
         copies={
             "copy": block.named(np.flatnonzero(copied)),
             "original": ids[copied],

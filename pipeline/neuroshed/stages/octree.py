@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,15 @@ class Entering(NamedTuple):
     `nodes`, sorted by id: id, start and total (voxels, see `kernels.stitch`), rank, touching (the level below which it
     reaches an outer face of its node), formed (score of its last merge); class and votes `(n, classes)` where segments
     of different classes are kept apart. `gains`: id, key, voxels. `links`, for the size rule: left, right, key, joined.
-    `edges`: left, right, stats `(n, k)`. `copies` of fragments of other leaves: copy (as it is now), original (as its
-    leaf named it), level at which both are in one node. `names` of fragments that other leaves may have copies of: leaf
-    (as it named it), id (as it is now), level.
+    `edges`: left, right, stats `(n, k)`, in pieces, once. `copies` of fragments of other leaves: copy (as it is now),
+    original (as its leaf named it), level at which both are in one node. `names` of fragments that other leaves may
+    have copies of: leaf (as it named it), id (as it is now), level.
     """
 
     nodes: Columns
     gains: Columns
     links: Columns
-    edges: Columns
+    edges: Iterator[Columns]
     copies: Columns
     names: Columns
 

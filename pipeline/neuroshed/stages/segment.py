@@ -14,7 +14,7 @@ from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec, add
 from neuroshed.kernels.across import WAYS
 from neuroshed.kernels.merging import clusters_at, integer_threshold
-from neuroshed.kernels.relabel import look_up, paint
+from neuroshed.kernels.relabel import look_up, paint, places
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
@@ -130,7 +130,7 @@ class Segment(Stage):
     def _joined(self, fragments: Columns, merges: Columns) -> npt.NDArray[np.int64]:
         """For each fragment of a node the row of the smallest one that it is joined with."""
         ids = fragments["id"]
-        left, right = (np.searchsorted(ids, merges[side]) for side in ("left", "right"))
+        left, right = (places(ids, merges[side]) for side in ("left", "right"))
         return clusters_at(ids.size, left, right, merges["score"], self._limit)
 
     def _largest(self, fragments: Columns, joined: npt.NDArray[np.int64], up: Columns) -> dict[str, int]:

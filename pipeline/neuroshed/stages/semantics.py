@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box, Vec
+from neuroshed.kernels.votes import count_votes
 from neuroshed.storage.identity import volume_identity
 from neuroshed.storage.volumes import Volume, open_volume
 
@@ -71,10 +72,7 @@ class Semantics(BaseModel):
         """Voxels of each class in each of the `count` labels (uint32 over `box`, 0 for background), int64
         `(count, classes)`.
         """
-        kinds = self._kinds(box).astype(np.int64)
-        width = len(self.classes) + 1
-        table = np.bincount((labels * width + kinds).ravel(), minlength=(count + 1) * width)
-        return table.reshape(count + 1, width)[1:, 1:].copy()
+        return count_votes(labels, self._kinds(box), count, len(self.classes))
 
     def _kinds(self, box: Box) -> npt.NDArray[np.uint8]:
         """For each voxel of a box 1 + the place of its class, 0 for none, uint8."""

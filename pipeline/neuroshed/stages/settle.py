@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from neuroshed.kernels.merging import Edges, Nodes, Outcome, agglomerate
-from neuroshed.kernels.relabel import Ids, look_up
+from neuroshed.errors import BlockError
+from neuroshed.kernels.merging import MAX_ROWS, Nodes, agglomerate
+from neuroshed.kernels.relabel import Ids, look_up, places
 from neuroshed.kernels.scores import Score
 from neuroshed.kernels.stitch import Fragments, Gains, Links, SizeRule, best_links, size_rule
 from neuroshed.stages.octree import Entering
+from neuroshed.stages.windows import MAX_NODES, Split, agglomerate_split
 from neuroshed.storage.nodes import Columns
+from neuroshed.storage.spill import EdgeStore
 
 NEVER = 1 << 62
 """Score of the last merge of a cluster that is one fragment."""
@@ -22,7 +26,8 @@ Index = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class TreeRules:
     """What decides in a node: `small` and `dust` in voxels, the score, the lowest integer score that merges, and the
-    most voxels that a merged segment may have (0: any).
+    most voxels that a merged segment may have (0: any). And, which decides nothing, for how many edges there is `room`
+    in memory.
     """
 
     small: int
@@ -30,44 +35,39 @@ class TreeRules:
     score: Score
     lowest: int
     max_size: int = 0
+    room: int = MAX_ROWS // 2
 
 
-def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Columns]:
+def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Columns | Iterator[Columns]]:
     """Settle the node at `level` of the tree; `entering` is used up.
 
     Returns tables: `entering` (id, and the fragment that it became, 0 for dust), `fragments` (id, total voxels and
     formed, before the node's own merges), `merges`, and what goes up: `nodes`, `gains`, `links`, `edges`, `copies`,
-    `names`, see `Entering`.
+    `names`, see `Entering`. Merges and edges come in pieces.
     """
     ids: Ids = entering.nodes["id"]
+    if ids.size >= MAX_NODES:
+        raise BlockError(
+            f"{ids.size} fragments enter a node, which takes fewer than {MAX_NODES}; take a higher "
+            "agglomerate.lowest_threshold or larger fragments.small"
+        )
     solved, links = _size_rule(entering, level, rules.small)
     nodes, number = _fragments(entering, solved, rules.dust)
-    edges = _edges(entering, number)
     # What is used up makes room for the graph.
-    for table in (entering.gains, entering.links, entering.edges):
-        table.clear()
-    outcome = agglomerate(
-        Nodes(nodes["id"], nodes["rank"], nodes["total"], _classes(nodes), nodes["up"]),
-        edges,
-        rules.score,
-        rules.lowest,
-        rules.max_size,
-    )
-    del edges
+    entering.gains.clear()
+    entering.links.clear()
+    entering.nodes.clear()
+    outcome = _merged(nodes, _edges(entering.edges, ids, number, rules), rules)
     current = np.where(number >= 0, ids[solved.roots], np.uint64(0))
-    clusters, merges = outcome.clusters, outcome.merges
+    up = outcome.clusters.ids
     return {
         "entering": {"id": ids, "fragment": current},
         "fragments": {name: nodes[name] for name in ("id", "total", "formed")},
-        "merges": {"left": merges.left, "right": merges.right, "score": merges.scores},
+        "merges": ({"left": low, "right": high, "score": scores} for low, high, scores in outcome.merges),
         "nodes": _going_up(nodes, outcome),
         "gains": {"id": ids[solved.gains.fragment], "key": solved.gains.keys, "voxels": solved.gains.voxels},
         "links": {"left": ids[links.left], "right": ids[links.right], "key": links.keys, "joined": links.joined},
-        "edges": {
-            "left": clusters.ids[outcome.edges.left],
-            "right": clusters.ids[outcome.edges.right],
-            "stats": outcome.edges.stats,
-        },
+        "edges": ({"left": up[left], "right": up[right], "stats": stats} for left, right, stats in outcome.edges),
         "copies": entering.copies | {"copy": look_up(entering.copies["copy"], ids, current)[0]},
         "names": entering.names | {"id": look_up(entering.names["id"], ids, current)[0]},
     }
@@ -76,10 +76,10 @@ def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Column
 def _size_rule(entering: Entering, level: int, small: int) -> tuple[SizeRule, Links]:
     """The size rule's outcome, and the links that go up, between rows of its roots."""
     ids, links, gains = entering.nodes["id"], entering.links, entering.gains
-    left, right = (np.searchsorted(ids, links[side]) for side in ("left", "right"))
+    left, right = (places(ids, links[side]) for side in ("left", "right"))
     solved = size_rule(
         Fragments(entering.nodes["start"], entering.nodes["total"], entering.nodes["touching"] > level),
-        Gains(np.searchsorted(ids, gains["id"]), gains["key"], gains["voxels"]),
+        Gains(places(ids, gains["id"]), gains["key"], gains["voxels"]),
         Links(left, right, links["key"], links["joined"]),
         small,
     )
@@ -122,11 +122,12 @@ def _classes(nodes: Columns) -> npt.NDArray[np.uint8]:
     return np.where(nodes["up"], 0, found).astype(np.uint8)
 
 
-def _going_up(nodes: Columns, outcome: Outcome) -> Columns:
+def _going_up(nodes: Columns, outcome: Split) -> Columns:
     """Rows of the clusters that stay frozen."""
-    clusters, merges = outcome.clusters, outcome.merges
+    clusters = outcome.clusters
     formed = nodes["formed"].copy()
-    np.minimum.at(formed, outcome.owner[np.searchsorted(nodes["id"], merges.left)], merges.scores)
+    for merges in outcome.merges:
+        np.minimum.at(formed, outcome.owner[places(nodes["id"], merges.left)], merges.scores)
     rows = np.searchsorted(nodes["id"], clusters.ids)
     up: Columns = {
         "id": clusters.ids,
@@ -144,9 +145,20 @@ def _going_up(nodes: Columns, outcome: Outcome) -> Columns:
     return up
 
 
-def _edges(entering: Entering, number: Index) -> Edges:
+def _edges(entering: Iterable[Columns], ids: Ids, number: Index, rules: TreeRules) -> EdgeStore:
     """Edges between the rows that `number` gives; those inside a fragment, and those of dust, vanish."""
-    ids = entering.nodes["id"]
-    left, right = (number[np.searchsorted(ids, entering.edges[side])] for side in ("left", "right"))
-    stay = (left >= 0) & (right >= 0) & (left != right)
-    return Edges(left[stay], right[stay], entering.edges["stats"][stay])
+    edges = EdgeStore(rules.score.columns, rules.room)
+    for piece in entering:
+        left, right = (number[places(ids, piece[side])] for side in ("left", "right"))
+        stay = (left >= 0) & (right >= 0) & (left != right)
+        edges.append(left[stay], right[stay], piece["stats"][stay])
+    return edges
+
+
+def _merged(nodes: Columns, edges: EdgeStore, rules: TreeRules) -> Split:
+    """What merges of the node's fragments, in windows if there is no room for all edges."""
+    given = Nodes(nodes["id"], nodes["rank"], nodes["total"], _classes(nodes), nodes["up"])
+    if edges.count > rules.room or given.ids.size >= MAX_ROWS:
+        return agglomerate_split(given, edges, rules.score, rules.lowest, rules.max_size, rules.room)
+    outcome = agglomerate(given, edges.taken(), rules.score, rules.lowest, rules.max_size)
+    return Split((outcome.merges,), outcome.clusters, outcome.owner, iter((outcome.edges,)))

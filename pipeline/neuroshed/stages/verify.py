@@ -72,9 +72,10 @@ class Verify(Stage):
 
     def _compare(self, again: Stage, block: Vec) -> None:
         where = f"{self.target.title} {self.step} {list(block)}"
+        remedy = f"remove {self.target.folder} and the folders of the stages after it, and run again"
         standing, new = self.target.node_path(self.step, block), again.node_path(self.step, block)
         if new.exists() and (column := differing_column(standing, new)):
-            raise BlockError(f"{where}: column {column} of {standing} is not what computing it again gives")
+            raise BlockError(f"{where}: column {column} of {standing} is not what computing it again gives; {remedy}")
         box = self._grid.block_box(block)
         for old, found in zip(self.target.written(self.step), again.written(self.step), strict=True):
             inside = box.intersect(old.box)
@@ -83,7 +84,7 @@ class Verify(Stage):
                 first = np.argwhere(differs)[0][-3:] + inside.start
                 raise BlockError(
                     f"{where}: {np.count_nonzero(differs)} values of {old.path} are not what computing them again "
-                    f"gives, the first at voxel {first.tolist()}"
+                    f"gives, the first at voxel {first.tolist()}; {remedy}"
                 )
 
     def memory_bytes(self, step: str) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def sync_path(path: Path) -> None:
@@ -59,10 +61,18 @@ def replace_file(path: Path, data: bytes | memoryview[int] | Any) -> Path:
 
     Nobody ever sees a part of it. Raises OSError as the file system does (a full disk included).
     """
+    with replacing(path) as file:
+        file.write(data)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes its place at `path` when all went well, as with `replace_file`."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with draft.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -70,4 +80,3 @@ def replace_file(path: Path, data: bytes | memoryview[int] | Any) -> Path:
         draft.unlink(missing_ok=True)
         raise
     sync_path(path.parent)
-    return path

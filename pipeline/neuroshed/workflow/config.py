@@ -147,6 +147,9 @@ class AgglomerateOptions(_Strict):
     """Whether the affinities of the `long_range` channels count in scores like those of neighbours."""
     max_size: int = Field(default=0, ge=0)
     """Merges that would make a segment of more voxels are refused; 0 for any size."""
+    graph_gb: float = Field(default=8.0, gt=0)
+    """Memory for the region graph of a tree node, in GB; a larger graph is taken in windows of falling score, from
+    files in the folder that TMPDIR names. Changes no result."""
     alarm_share: float = Field(default=0.5, gt=0, le=1)
     """The summary warns of a segment that holds more than this share of the region: most likely a false merge."""
 

@@ -115,6 +115,7 @@ def make_plan(workflow: Workflow) -> Plan:
         lowest=lowest,
         max_size=workflow.agglomerate.max_size,
         semantics=_semantics(workflow, source),
+        graph_gb=workflow.agglomerate.graph_gb,
     )
     share = workflow.agglomerate.alarm_share
     segments = (

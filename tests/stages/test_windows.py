@@ -1,0 +1,43 @@
+"""Windows of falling score give what one graph in memory gives, whatever the room."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.kernels.plain_merging import SCORES
+from tests.kernels.test_merging import Case, random_case
+
+from neuroshed.kernels.merging import Edges, Outcome
+from neuroshed.stages.windows import agglomerate_split
+from neuroshed.storage.spill import EdgeStore
+
+
+def split(case: Case, room: int) -> Outcome:
+    nodes, edges = case.arrays()
+    store = EdgeStore(case.score.columns, room)
+    for k in range(edges.left.size):
+        store.append(*(column[k : k + 1] for column in edges))
+    found = agglomerate_split(nodes, store, case.score, case.lowest, case.max_size, room)
+    merges = [np.concatenate(columns) for columns in zip(*found.merges, strict=True)]
+    pieces = [np.concatenate(columns) for columns in zip(*found.edges, strict=True)]
+    return Outcome(type(case.outcome().merges)(*merges), found.clusters, found.owner, Edges(*pieces), np.zeros(0))
+
+
+@pytest.mark.parametrize("room", [1, 2, 5, 20, 1000])
+@pytest.mark.parametrize("name", SCORES)
+def test_any_room_gives_the_same(name: str, room: int) -> None:
+    for seed in range(60):
+        case = random_case(name, seed, most_nodes=40)
+        assert_same(split(case, room), case.outcome())
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    for one, two in (
+        (found.merges, expected.merges),
+        (found.clusters, expected.clusters),
+        (found.edges, expected.edges),
+    ):
+        for a, b in zip(one, two, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(found.owner, expected.owner)
