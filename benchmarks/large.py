@@ -31,8 +31,8 @@ from peers.measure import Clock, serve
 HERE = Path(__file__)
 ENTERING = 8_000_000
 """Fragments that enter a node which is made large."""
-GRAPH_GB = 0.2
-"""Memory for its graph in another run of it, at `ENTERING`: a tenth of what it takes."""
+GRAPH_GB = 0.001
+"""Memory for the graph in another run of the root: a tenth of what one copy takes, since copies are not connected."""
 MOST_COPIES = 4000
 HANDED_UP = ("nodes", "gains", "links", "edges", "copies", "names")
 IDS = {"id", "left", "right", "copy", "original", "leaf"}
@@ -53,8 +53,7 @@ def large_nodes(folder: Path, settings: list[tuple[str, Plan]], warm: Plan, ente
     top = len(first.agglomerate.grids) - 1
     for level in sorted({max(top - 1, 1), top}):
         found.append(_node(folder, "default", first.agglomerate, level, warm, first, entering))
-    little = GRAPH_GB * entering / ENTERING
-    found.append(_node(folder, "default", first.agglomerate, top, warm, first, entering, little))
+    found.append(_node(folder, "default", first.agglomerate, top, warm, first, entering, GRAPH_GB))
     return found
 
 

@@ -76,10 +76,10 @@ def settle(entering: Entering, level: int, rules: TreeRules) -> dict[str, Column
 def _size_rule(entering: Entering, level: int, small: int) -> tuple[SizeRule, Links]:
     """The size rule's outcome, and the links that go up, between rows of its roots."""
     ids, links, gains = entering.nodes["id"], entering.links, entering.gains
-    left, right = (places(ids, links[side]) for side in ("left", "right"))
+    left, right = (places(ids, links.pop(side)) for side in ("left", "right"))
     solved = size_rule(
         Fragments(entering.nodes["start"], entering.nodes["total"], entering.nodes["touching"] > level),
-        Gains(places(ids, gains["id"]), gains["key"], gains["voxels"]),
+        Gains(places(ids, gains.pop("id")), gains["key"], gains["voxels"]),
         Links(left, right, links["key"], links["joined"]),
         small,
     )

@@ -4,7 +4,7 @@ Merges of at least a threshold T come before all others, and no score rises on t
 looking at most of the graph: the edges of at least T make components, what is in different ones does not merge at T or
 above, and of a component only the edges inside count. A window is what lies between T and the one before it: components
 are taken in batches that fit, merged down to T, and put back with what has become parallel added up. Then T falls. It
-falls as far as the edges of one window fit memory, so a graph that fits is one window.
+falls as far as every component fits.
 
 Weaker edges inside a component are in the window too: parallel ones dilute the means of those that count.
 """
@@ -123,11 +123,10 @@ def _window(
     """The lowest threshold for which no component has more than `room` edges, the components, and how many edges are
     inside each.
     """
-    room = rules.room
+    stronger = np.cumsum(counts[::-1])[::-1]
+    strongest = int(np.flatnonzero(counts)[-1])
+    step = 0
     while True:
-        stronger = np.cumsum(counts[::-1])[::-1]
-        # At least one step, or it would not end.
-        step = min(int(np.searchsorted(-stronger, -room)), int(np.flatnonzero(counts)[-1]))
         threshold = max(step << _STEP_BITS, rules.lowest)
         component = np.arange(state.owner.size, dtype=np.uint32)
         for piece in edges:
@@ -135,9 +134,10 @@ def _window(
         inside = np.zeros(state.owner.size, np.int64)
         for piece in edges:
             count_inside(component, piece.left, piece.right, inside)
-        if inside.max() <= rules.room or np.count_nonzero(counts[step:]) == 1:
+        if inside.max() <= rules.room or step == strongest:
             return threshold, component, inside
-        room = min(room, int(stronger[step])) // 2
+        # Half as many edges join, which takes far more apart.
+        step = min(int(np.searchsorted(-stronger, -(stronger[step] // 2))), strongest)
 
 
 def _merge_window(
