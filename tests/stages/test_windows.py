@@ -7,7 +7,10 @@ import pytest
 from tests.kernels.plain_merging import SCORES
 from tests.kernels.test_merging import Case, random_case
 
-from neuroshed.kernels.merging import Edges, Outcome
+from neuroshed.errors import BlockError
+from neuroshed.kernels.merging import Edges, Nodes, Outcome
+from neuroshed.kernels.scores import Score
+from neuroshed.stages import windows
 from neuroshed.stages.windows import agglomerate_split
 from neuroshed.storage.spill import EdgeStore
 
@@ -41,3 +44,13 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(found.owner, expected.owner)
+
+
+def test_what_cannot_be_taken_apart_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "MAX_ROWS", 5)
+    ring = np.arange(6)
+    nodes = Nodes(*(ring.astype(kind) for kind in (np.uint64, np.uint64, np.int64)), ring * 0, ring < 0)
+    store = EdgeStore(2, 3)
+    store.append(ring, (ring + 1) % 6, np.full((6, 2), [200, 1]))
+    with pytest.raises(BlockError, match=r"6 edges of one score hang together.+larger fragments\.small"):
+        agglomerate_split(nodes, store, Score("mean"), 0, 0, room=3)

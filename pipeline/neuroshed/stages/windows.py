@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from neuroshed.kernels.merging import Edges, Merges, Nodes, add_up, agglomerate
+from neuroshed.errors import BlockError
+from neuroshed.kernels.merging import MAX_ROWS, Edges, Merges, Nodes, add_up, agglomerate
 from neuroshed.kernels.relabel import Ids, places
 from neuroshed.kernels.scores import TOP_SCORE, Score, integer_scores
 from neuroshed.kernels.windows import batches, count_inside, join, roots_of
@@ -75,7 +76,7 @@ def agglomerate_split(nodes: Nodes, edges: EdgeStore, score: Score, lowest: int,
     """`kernels.merging.agglomerate` with at most about `room` edges in memory; `edges` are used up.
 
     Components that cannot be told apart by score are in memory whole, however large. There are fewer nodes than
-    `MAX_NODES`. Raises ValueError as that function does.
+    `MAX_NODES`. Raises ValueError as that function does, `BlockError` for a component of `MAX_ROWS` edges or more.
     """
     every = np.arange(nodes.ids.size, dtype=np.uint32)
     now = Nodes(nodes.ids, nodes.ranks.copy(), nodes.sizes.copy(), nodes.classes.copy(), nodes.frozen.copy())
@@ -173,6 +174,11 @@ def _merge_batch(
     state: _State, store: EdgeStore, waiting: EdgeStore, settled: EdgeStore, rules: _Rules, threshold: int
 ) -> Merges:
     """Merge whole components; returns the merges by rows."""
+    if store.count >= MAX_ROWS:
+        raise BlockError(
+            f"{store.count} edges of one score hang together in a tree node, which takes fewer than {MAX_ROWS}; score "
+            "by mean, or take a larger fragments.small"
+        )
     edges = store.taken()
     rows = np.unique(np.concatenate([edges.left, edges.right]))
     left, right = (places(rows, ends) for ends in (edges.left, edges.right))
