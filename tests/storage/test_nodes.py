@@ -141,6 +141,12 @@ def test_rows_of_several_nodes(tmp_path: Path) -> None:
     tables = [example(rows) for rows in (3, 0, 8)]
     for path, table in zip(paths, tables, strict=True):
         write_node(path, table)
+    for damaged, path in enumerate(paths):
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b"neuroshed.crc32", b"neuroshed.crc33"))
+        with pytest.raises(BlockError, match=rf"node \S*/{(3, 0, 8)[damaged]}\.parquet is damaged"):
+            list(read_nodes(paths, "answers", "edges"))
+        path.write_bytes(whole)
     answers, edges = read_nodes(paths, "answers", "edges")
     assert answers["id"].size == 3
     assert_equal(edges, {name: np.concatenate([table["edges"][name] for table in tables]) for name in edges})

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neuroshed.errors import BlockError
 from neuroshed.kernels.merging import Edges
 from neuroshed.storage import spill
 from neuroshed.storage.spill import EdgeStore
@@ -52,6 +53,23 @@ def test_files_are_where_tmpdir_says_and_gone_with_the_store(tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
     del store
     assert opened() == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_damage_is_an_error(damage: str) -> None:
+    store = EdgeStore(2, 0)
+    store.append(*some(np.random.default_rng(0), 9))
+    file = store._file
+    assert file is not None
+    if damage == "cut":
+        file.truncate(100)
+    else:
+        file.seek(100)
+        (byte,) = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(BlockError, match=r"temporary file of edges is damaged; see that .+ TMPDIR"):
+        store.taken()
 
 
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,10 +71,9 @@ class Outcome(NamedTuple):
     """What agglomeration did and what it left for later.
 
     `merges`; `clusters`: the frozen ones, or all, sorted by id (largest rank, added sizes, the class of members that
-    have one);
-    `owner` int64 `(n,)`: index of the smallest member of each node's cluster; `edges`: those between frozen clusters,
-    one a pair, `left < right` indices into `clusters`, sorted; those that are `refused`, bool, for size or class are so
-    for good. Edges below the lowest score are among them, since they still dilute means later.
+    have one); `owner` int64 `(n,)`: index of the smallest member of each node's cluster; `edges`: those between these
+    clusters, one a pair, `left < right` indices into `clusters`, sorted; `refused` bool: which of them are refused for
+    size or class, and so for good. Edges below the lowest score are among them, since they still dilute means later.
     """
 
     merges: Merges

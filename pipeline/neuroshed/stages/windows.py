@@ -72,6 +72,16 @@ class _Rules(NamedTuple):
     room: int
 
 
+class _Window(NamedTuple):
+    """What merges at `threshold` or above: the `component` of each node, as a table of unions, and how many edges are
+    inside each, int64 by root.
+    """
+
+    threshold: int
+    component: npt.NDArray[np.uint32]
+    inside: npt.NDArray[np.int64]
+
+
 def agglomerate_split(nodes: Nodes, edges: EdgeStore, score: Score, lowest: int, max_size: int, room: int) -> Split:
     """`kernels.merging.agglomerate` with at most about `room` edges in memory; `edges` are used up.
 
@@ -88,8 +98,8 @@ def agglomerate_split(nodes: Nodes, edges: EdgeStore, score: Score, lowest: int,
         waiting, counts = _looked_through(state, waiting, settled, rules)
         if not counts.any():
             break
-        threshold, component, inside = _window(state, waiting, counts, rules)
-        waiting = _merge_window(state, waiting, settled, merges, rules, threshold, component, inside)
+        window = _window(waiting, nodes.ids.size, counts, rules)
+        waiting = _merge_window(state, window, waiting, settled, merges, rules)
     waiting.close()
     rows = np.flatnonzero(state.clusters.frozen & (state.owner == every))
     owner = roots_of(state.owner, every)
@@ -110,64 +120,60 @@ def _looked_through(
     for piece in edges:
         left, right = roots_of(state.owner, piece.left), roots_of(state.owner, piece.right)
         frozen = state.clusters.frozen[left] & state.clusters.frozen[right]
-        for store, chosen in ((settled, frozen), (found, ~frozen & (left != right))):
+        open_ = ~frozen & (left != right)
+        for store, chosen in ((settled, frozen), (found, open_)):
             store.append(left[chosen], right[chosen], piece.stats[chosen])
-        scores = integer_scores(rules.score, piece.stats[chosen])
+        scores = integer_scores(rules.score, piece.stats[open_])
         counts += np.bincount(scores[scores >= rules.lowest] >> _STEP_BITS, minlength=counts.size)
     edges.close()
     return found, counts
 
 
-def _window(
-    state: _State, edges: EdgeStore, counts: npt.NDArray[np.int64], rules: _Rules
-) -> tuple[int, npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """The lowest threshold for which no component has more than `room` edges, the components, and how many edges are
-    inside each.
-    """
+def _window(edges: EdgeStore, nodes: int, counts: npt.NDArray[np.int64], rules: _Rules) -> _Window:
+    """The window down to the lowest of the thresholds tried for which no component has more than `room` edges."""
     stronger = np.cumsum(counts[::-1])[::-1]
     strongest = int(np.flatnonzero(counts)[-1])
     step = 0
     while True:
         threshold = max(step << _STEP_BITS, rules.lowest)
-        component = np.arange(state.owner.size, dtype=np.uint32)
+        component = np.arange(nodes, dtype=np.uint32)
         for piece in edges:
             join(component, piece.left, piece.right, integer_scores(rules.score, piece.stats) >= threshold)
-        inside = np.zeros(state.owner.size, np.int64)
+        inside = np.zeros(nodes, np.int64)
         for piece in edges:
             count_inside(component, piece.left, piece.right, inside)
         if inside.max() <= rules.room or step == strongest:
-            return threshold, component, inside
+            return _Window(threshold, component, inside)
         # Half as many edges join, which takes far more apart.
         step = min(int(np.searchsorted(-stronger, -(stronger[step] // 2))), strongest)
 
 
 def _merge_window(
-    state: _State,
-    edges: EdgeStore,
-    settled: EdgeStore,
-    merges: EdgeStore,
-    rules: _Rules,
-    threshold: int,
-    component: npt.NDArray[np.uint32],
-    inside: npt.NDArray[np.int64],
+    state: _State, window: _Window, edges: EdgeStore, settled: EdgeStore, merges: EdgeStore, rules: _Rules
 ) -> EdgeStore:
-    """Merge down to the threshold; returns the edges that may lead to further merges."""
-    count = batches(inside, rules.room)
+    """Merge what is in the window, whose `inside` is used up; returns the edges that may lead to further merges."""
     waiting = EdgeStore(edges.columns, rules.room // 4)
-    stores = [EdgeStore(edges.columns, rules.room // (4 * count)) for _ in range(count)]
+    stores = _stores(edges.columns, batches(window.inside, rules.room), rules)
     for piece in edges:
-        roots = roots_of(component, piece.left)
-        outside = roots != roots_of(component, piece.right)
-        waiting.append(*(column[outside] for column in piece))
-        batch = np.where(outside, -1, inside[roots])
-        for number in np.unique(batch[~outside]).tolist():
-            stores[number].append(*(column[batch == number] for column in piece))
+        roots = roots_of(window.component, piece.left)
+        outside = roots != roots_of(window.component, piece.right)
+        _put_in([*stores, waiting], piece, np.where(outside, len(stores), window.inside[roots]))
     edges.close()
-    done = [_merge_batch(state, store, waiting, settled, rules, threshold) for store in stores]
+    done = [_merge_batch(state, store, waiting, settled, rules, window.threshold) for store in stores]
     left, right, scores = (np.concatenate(columns) for columns in zip(*done, strict=True))
     order = np.lexsort((right, -scores))
     merges.append(left[order], right[order], scores[order, None])
     return waiting
+
+
+def _stores(columns: int, count: int, rules: _Rules) -> list[EdgeStore]:
+    return [EdgeStore(columns, rules.room // (4 * count)) for _ in range(count)]
+
+
+def _put_in(stores: list[EdgeStore], edges: Edges, batch: npt.NDArray[np.int64]) -> None:
+    """Put each edge in the store of its batch."""
+    for number in np.unique(batch).tolist():
+        stores[number].append(*(column[batch == number] for column in edges))
 
 
 def _merge_batch(
@@ -218,11 +224,9 @@ def _sorted_edges(
         kept.append(low, high, piece.stats[up])
         counts += np.bincount(low >> shift, minlength=counts.size)
     settled.close()
-    stores = [EdgeStore(kept.columns, 0) for _ in range(batches(counts, rules.room))]
+    stores = _stores(kept.columns, batches(counts, rules.room), rules)
     for piece in kept:
-        batch = counts[piece.left >> np.uint32(shift)]
-        for number in np.unique(batch).tolist():
-            stores[number].append(*(column[batch == number] for column in piece))
+        _put_in(stores, piece, counts[piece.left >> np.uint32(shift)])
     kept.close()
     for store in stores:
         yield add_up(store.taken(), rules.score)

@@ -46,7 +46,8 @@ def write_node(path: Path, tables: Mapping[str, Columns | Iterator[Columns]]) ->
     rows = dict.fromkeys(tables, 0)
     pieces = {name: iter(table) if isinstance(table, Iterator) else _cut(table) for name, table in tables.items()}
     first = {name: next(piece) for name, piece in pieces.items()}
-    nothing = {name: {key: values[:0] for key, values in table.items()} for name, table in first.items()}
+    # Copies, for a view would keep all of the first piece.
+    nothing = {name: {key: values[:0].copy() for key, values in table.items()} for name, table in first.items()}
     row = _row(first, checksums, rows)
     with (
         replacing(path) as file,
@@ -100,6 +101,11 @@ def read_pieces(path: Path, name: str) -> Iterator[Columns]:
 
 
 def _pieces(path: Path, file: Any, name: str) -> Iterator[Columns]:
+    with _told(path):
+        yield from _checked_pieces(path, file, name)
+
+
+def _checked_pieces(path: Path, file: Any, name: str) -> Iterator[Columns]:
     checksums = _unsealed((file.metadata.metadata or {})[CHECKSUMS.encode()])
     wanted = [column for column in checksums if column.partition(".")[0] == name]
     if not wanted:
@@ -124,12 +130,16 @@ def _concatenated(pieces: list[Columns]) -> Columns:
     return {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in list(pieces[0])}
 
 
+def _opened(path: Path) -> Any:
+    with _told(path):
+        return pq.ParquetFile(path, page_checksum_verification=True)
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file, with all that can be wrong with it as `BlockError`."""
+def _told(path: Path) -> Iterator[None]:
+    """All that can be wrong with a node's file as `BlockError`."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise BlockError(f"node {path} is missing; remove its stage's folder and run again") from None
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
