@@ -26,7 +26,7 @@ import numpy as np
 import large
 import shapes
 from curves import draw, print_settings
-from neuroshed.engine.coordinator import ordered
+from neuroshed.engine.coordinator import Options, ordered
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.affinities import NEAREST
 from neuroshed.stages.agglomerate import Agglomerate
@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     print(f"{source}: {'x'.join(map(str, args.shape))}, {np.prod(args.shape) / 1e6:.1f} Mvoxel", flush=True)
     # Kernels are compiled, or read from their cache, on a corner.
     small = _plan(path, warm, Setting(16, "0.2", 200), args.cluster, Box((0, 0, 0), (32, 32, 32)))
-    run_stages(warm, small.stages, small.workflow.cluster, lambda progress: None)
+    run_stages(warm, small.stages, Options(cluster=small.workflow.cluster))
     rows, plans = [], []
     settings = _settings(args.shape, args.quick)
     for setting in settings:
@@ -114,7 +114,7 @@ def _measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         # What comes after the tree does not depend on the rest.
         whole = setting == replace(settings[0], block=setting.block)
         stages = plan.stages if whole else ordered([plan.segments[0].agglomerate])
-        run_stages(run_folder, stages, plan.workflow.cluster, lambda progress: None)
+        run_stages(run_folder, stages, Options(cluster=plan.workflow.cluster))
         row = asdict(setting) | _row(run_folder, stages)
         rows.append(row)
         plans.append(plan)

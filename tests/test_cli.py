@@ -58,6 +58,8 @@ def test_every_command_has_help_with_an_example(command: str, flag: str) -> None
 
 def test_every_verb_is_a_documented_function() -> None:
     assert COMMANDS == [
+        "cancel",
+        "clean",
         "cut",
         "demo",
         "evaluate",
@@ -65,8 +67,11 @@ def test_every_verb_is_a_documented_function() -> None:
         "init",
         "plan",
         "resume",
+        "retry",
         "run",
+        "runs",
         "status",
+        "submit",
         "train",
         "verify",
     ]
@@ -81,6 +86,12 @@ def test_every_verb_is_a_documented_function() -> None:
 def test_version_and_help_of_the_whole() -> None:
     assert call("--version").stdout == f"neuroshed, version {neuroshed.__version__}\n"
     assert all(command in call("--help").stdout for command in COMMANDS)
+
+
+def test_it_runs_as_a_module_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "neuroshed", "runs", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: neuroshed runs ")
 
 
 def test_importing_the_package_is_quick() -> None:

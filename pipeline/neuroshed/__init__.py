@@ -15,27 +15,52 @@ from neuroshed.errors import (
     InputError,
     NeuroshedError,
     RunFailedError,
+    RunStoppedError,
     StorageFullError,
     WorkflowError,
 )
 from neuroshed.geometry import Box
+from neuroshed.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from neuroshed.api import cut, evaluate, import_volume, init, plan, resume, run, status, train, verify
+    from neuroshed.api import (
+        cancel,
+        clean,
+        cut,
+        evaluate,
+        follow,
+        import_volume,
+        init,
+        plan,
+        resume,
+        retry,
+        run,
+        runs,
+        status,
+        submit,
+        train,
+        verify,
+    )
     from neuroshed.showcase import demo
 
-__version__ = "0.1.0"
+
 __all__ = [
     # verbs
+    "cancel",
+    "clean",
     "cut",
     "demo",
     "evaluate",
+    "follow",
     "import_volume",
     "init",
     "plan",
     "resume",
+    "retry",
     "run",
+    "runs",
     "status",
+    "submit",
     "train",
     "verify",
     # values and errors
@@ -44,6 +69,7 @@ __all__ = [
     "InputError",
     "NeuroshedError",
     "RunFailedError",
+    "RunStoppedError",
     "StorageFullError",
     "WorkflowError",
 ]

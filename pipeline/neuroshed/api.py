@@ -7,23 +7,29 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuroshed.engine.clusters import ClusterConfig
-from neuroshed.engine.coordinator import Watcher
+from neuroshed.engine.control import Control
+from neuroshed.engine.coordinator import Options
+from neuroshed.engine.progress import Watcher
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.evaluate import Contingency, evaluate_tables
 from neuroshed.stages.imports import Import
 from neuroshed.storage.files import sync_path
+from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import open_volume
+from neuroshed.workflow import clean as cleaning
 from neuroshed.workflow import config as workflows
 from neuroshed.workflow import cut as cuts
-from neuroshed.workflow import run as runs
+from neuroshed.workflow import launch, listing, requests
+from neuroshed.workflow import run as runs_
+from neuroshed.workflow import status as state
 from neuroshed.workflow import verify as verifying
-from neuroshed.workflow.plan import make_plan
+from neuroshed.workflow.plan import Plan, make_plan
 
 PathLike = str | os.PathLike[str]
 Summary = dict[str, Any]
@@ -33,30 +39,140 @@ def quiet(progress: object) -> None:
     """The watcher that says nothing."""
 
 
-def run(workflow: PathLike, settings: Sequence[str] = (), watch: Watcher = quiet) -> Summary:
+def run(
+    workflow: PathLike,
+    settings: Sequence[str] = (),
+    watch: Watcher = quiet,
+    *,
+    verify_writes: bool = False,
+    control: Control | None = None,
+) -> Summary:
     """Run a workflow, by path or by the name of a shipped one; what its output folder holds already is not done again.
 
-    `settings` override keys of the file: `"thresholds=[0.3,0.5]"`. `watch` is called with a `Progress` whenever
-    blocks end.
+    `settings` override keys of the file: `"thresholds=[0.3,0.5]"`. `watch` is called with a `Progress` every second and
+    whenever blocks end. With `verify_writes` all that is written is read back and compared. Another thread may ask
+    `control` to drain or stop.
     Returns the summary: status, blocks by stage, paths of all outputs (`segmentations` by threshold).
-    Raises `RunFailedError`, with the summary as its `summary`, if blocks failed.
+    Raises `RunFailedError`, with the summary as its `summary`, if blocks failed, and `RunStoppedError`, with the same,
+    if the run was asked to stop.
     """
-    return runs.start(make_plan(workflows.load(os.fspath(workflow), settings)), watch)
+    return runs_.start(_plan(workflow, settings), _options(watch, verify_writes, control))
+
+
+def submit(workflow: PathLike, settings: Sequence[str] = (), *, verify_writes: bool = False) -> Summary:
+    """Run a workflow as a process of its own, which goes on when this one ends. Returns when that has begun.
+
+    The workflow is checked here first. Returns the run, its `state` (running, or done if it took but a moment), who
+    holds it, and where its log is. Raises `RunFailedError` with what it said if it ended otherwise.
+    """
+    plan = _plan(workflow, settings)
+    words = [word for setting in settings for word in ("--set", setting)]
+    return launch.submit(["run", os.fspath(workflow), *words, *_flags(verify_writes)], Location.of(plan.run_folder))
 
 
 def plan(workflow: PathLike, settings: Sequence[str] = ()) -> Summary:
     """What a workflow would do: blocks, voxels, bytes and memory by stage, and redundant compute. Writes nothing."""
-    return make_plan(workflows.load(os.fspath(workflow), settings)).describe()
+    return _plan(workflow, settings).describe()
 
 
-def resume(run_folder: PathLike, watch: Watcher = quiet) -> Summary:
-    """Go on with a run where it stopped; failed blocks are tried again. Returns and raises as `run`."""
-    return runs.resume(Path(run_folder).resolve(), watch)
+def resume(
+    run_folder: PathLike,
+    watch: Watcher = quiet,
+    *,
+    verify_writes: bool = False,
+    control: Control | None = None,
+    detach: bool = False,
+) -> Summary:
+    """Go on with a run where it stopped; failed blocks are tried again. Returns and raises as `run`, or with `detach`
+    as `submit`.
+    """
+    folder = Path(run_folder).resolve()
+    if detach:
+        runs_.resumed(folder)
+        return launch.submit(["resume", str(folder), *_flags(verify_writes)], Location.of(folder))
+    return runs_.resume(folder, _options(watch, verify_writes, control))
+
+
+def retry(
+    run_folder: PathLike,
+    watch: Watcher = quiet,
+    *,
+    stage: str | None = None,
+    blocks: Sequence[Vec] = (),
+    verify_writes: bool = False,
+    control: Control | None = None,
+    detach: bool = False,
+) -> Summary:
+    """Go on with a run, but of the blocks that failed try only those of `stage` and among `blocks` (z y x) again; the
+    others stay set aside. Returns and raises as `run`, or with `detach` as `submit`.
+
+    Raises `WorkflowError` if no failed block is meant.
+    """
+    folder = Path(run_folder).resolve()
+    if detach:
+        runs_.check_retry(folder, stage, blocks)
+        runs_.resumed(folder)
+        words = ["--stage", stage] if stage else []
+        words += [word for block in blocks for word in ("--blocks", ",".join(map(str, block)))]
+        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes)], Location.of(folder))
+    return runs_.retry(folder, stage, blocks, _options(watch, verify_writes, control))
+
+
+def cancel(
+    run_folder: PathLike, *, drain: bool = False, timeout: float | None = None, tell: Callable[[str], None] = quiet
+) -> Summary:
+    """Ask whoever works on a run to stop, and wait until that is so; with `drain` blocks at work are finished first.
+
+    Works from any machine that sees the run folder. `timeout` in seconds, by default 60; with `drain` there is none
+    once the request was heard. `tell` is called with what is waited for. Returns how the run stands then, as `status`.
+    Raises `WorkflowError` if nobody works on the run, `RunFailedError` if there is no answer.
+    """
+    folder = Location.of(run_folder)
+    requests.cancel(folder, drain=drain, timeout=timeout, tell=tell)
+    return state.status(folder)
 
 
 def status(run_folder: PathLike) -> Summary:
-    """How a run stands: the summary from its folder alone. Never disturbs a coordinator at work."""
-    return runs.status(Path(run_folder).resolve())
+    """How a run stands, at work or not: the summary from its journal, its `state`, who holds it, and under `live` what
+    that one shows of itself. Never disturbs a coordinator at work.
+    """
+    return state.status(Location.of(run_folder))
+
+
+def follow(run_folder: PathLike, seconds: float = state.FOLLOW_SECONDS) -> Iterator[Summary]:
+    """How a run stands, every so many seconds, until nobody works on it any more; quicker than `status`, since it
+    believes what the coordinator shows.
+    """
+    return state.follow(Location.of(run_folder), seconds)
+
+
+def runs(folder: PathLike = ".") -> list[Summary]:
+    """The runs directly in a folder: name, state, who works on it, blocks done, failed and in all, started, changed."""
+    return listing.runs(Location.of(folder))
+
+
+def clean(
+    run_folder: PathLike, *, dry_run: bool = False, confirm: Callable[[Summary], bool] = lambda found: True
+) -> Summary:
+    """Remove what a run folder holds and no run needs: stages of earlier parameters (their segmentations too), what
+    broken-off calls left, and intermediate blocks that are not kept and that nothing reads any more.
+
+    `confirm` is shown the finds and says whether they go; with `dry_run` nothing goes. Returns the finds with their
+    bytes. Raises `WorkflowError` if somebody works on the run.
+    """
+    return cleaning.clean(Location.of(run_folder), dry_run=dry_run, confirm=confirm)
+
+
+def _plan(workflow: PathLike, settings: Sequence[str]) -> Plan:
+    return make_plan(workflows.load(os.fspath(workflow), settings))
+
+
+def _options(watch: Watcher, verify_writes: bool, control: Control | None) -> Options:
+    return Options(watch=watch, verify_writes=verify_writes, control=control or Control())
+
+
+def _flags(verify_writes: bool) -> list[str]:
+    return ["--verify-writes"] if verify_writes else []
 
 
 def cut(
@@ -135,7 +251,8 @@ def import_volume(
         intensity=intensity,
         block_shape=block_shape,
     )
-    runs.run_stages(run_folder, [stage], cluster or ClusterConfig(), watch, again="the same import goes on")
+    options = Options(cluster=cluster or ClusterConfig(), watch=watch)
+    runs_.run_stages(run_folder, [stage], options, again="the same import goes on")
     stage.target.rename(goal)
     sync_path(goal.parent)
     shutil.rmtree(run_folder)
@@ -160,7 +277,7 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="neuroshed-evaluate-") as folder:
         stage = Contingency.of(Path(folder), Path(segmentation), Path(truth), shape, box)
         used = cluster or ClusterConfig(kind="in-process")
-        runs.run_stages(Path(folder), [stage], used, watch, again="evaluate again")
+        runs_.run_stages(Path(folder), [stage], Options(cluster=used, watch=watch), again="evaluate again")
         return evaluate_tables(stage).as_json()
 
 

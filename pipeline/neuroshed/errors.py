@@ -42,3 +42,15 @@ class RunFailedError(NeuroshedError):
 
     summary: dict[str, Any]
     """The run's summary, failures included."""
+
+
+class RunStoppedError(NeuroshedError):
+    """The run was asked to stop before everything was done; it can be resumed."""
+
+    exit_code = 130
+    summary: dict[str, Any]
+    """The run's summary."""
+
+
+class LeaseLostError(NeuroshedError):
+    """Stop at once and record nothing more: another coordinator may have taken the run over."""

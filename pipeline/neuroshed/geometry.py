@@ -155,6 +155,14 @@ class Grid:
         y, x = divmod(rest, nx)
         return add(self.first, (z, y, x))
 
+    def holds(self, index: Vec) -> bool:
+        """Whether a block is one of the grid.
+
+        >>> Grid(Box((0, 0, 0), (4, 4, 4)), (2, 2, 2)).holds((0, 2, 0))
+        False
+        """
+        return all(0 <= i < n for i, n in zip(sub(index, self.first), self.counts, strict=True))
+
     def touching(self, box: Box) -> Iterator[Vec]:
         """Indices of the blocks that share a voxel with `box`, in raster order."""
         inside = box.intersect(self.box)

@@ -14,7 +14,7 @@ from typing import Any
 
 from neuroshed import api
 from neuroshed.engine.clusters import ClusterConfig
-from neuroshed.engine.coordinator import Watcher
+from neuroshed.engine.progress import Watcher
 from neuroshed.report.figure import draw_result
 
 VOXEL_SIZE = (10.0, 10.0, 10.0)
@@ -55,7 +55,7 @@ def demo(
         f"output={folder / 'run'}",
         f"block_shape={list(BLOCK_SHAPE)}",
         f"thresholds={[str(threshold) for threshold in thresholds]}",
-        "keep=[fragments]",
+        "keep=[segmentation,fragments,merges,affinities]",
     ]
     summary = api.run("segment", [*settings, f"cluster={used.model_dump_json()}"], watch)
     scores = {threshold: api.evaluate(path, truth, watch=watch) for threshold, path in summary["segmentations"].items()}

@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from neuroshed.engine.coordinator import ordered
-from neuroshed.engine.readiness import Readiness, Task
+from neuroshed.engine.readiness import Readiness
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.stages.affinities import NEAREST, Affinities
@@ -96,6 +97,14 @@ def segment_stages(
     ]
 
 
+class Task(NamedTuple):
+    """One block of one step of one stage."""
+
+    fingerprint: str
+    step: str
+    index: Vec
+
+
 def run_once(stage: Stage, task: Task) -> bool:
     """Run a block; returns that it is done."""
     stage.run(task.step, task.index)
@@ -110,16 +119,20 @@ def run_inline(last: Sequence[Stage], order: random.Random, attempt: Callable[[S
     stages = {stage.fingerprint: stage for stage in ordered(last)}
     for stage in stages.values():
         stage.prepare()
-    readiness = Readiness([(stage.fingerprint, step) for stage in stages.values() for step in stage.steps])
+    steps = [(stage.fingerprint, step) for stage in stages.values() for step in stage.steps]
+    grids = {(fingerprint, step.name): step.grid for fingerprint, step in steps}
+    readiness = Readiness(steps)
     readiness.start()
-    ready = list(readiness.take(1 << 30))
-    while ready:
-        task = ready.pop(order.randrange(len(ready)))
-        if attempt(stages[task.fingerprint], task):
-            readiness.finish(task)
-            ready += readiness.take(1 << 30)
+    taken: list[tuple[str, str, int]] = []
+    while taken or not readiness.finished:
+        for key, number in readiness.ready():
+            taken += [(*key, position) for position in readiness.take(key, number).tolist()]
+        fingerprint, step, position = block = taken.pop(order.randrange(len(taken)))
+        index = grids[fingerprint, step].index(position)
+        if attempt(stages[fingerprint], Task(fingerprint, step, index)):
+            readiness.finish((fingerprint, step), np.array([position]))
         else:
-            ready.append(task)
+            taken.append(block)
     assert all(count.done == count.total for count in readiness.counts().values())
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroshed.engine.readiness import Task
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels.conventions import Convention
 from neuroshed.stages import base, semantics
@@ -24,6 +23,8 @@ from neuroshed.stages.base import Stage
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.segment import Segment
 from neuroshed.storage.nodes import Columns
+
+from .chunks import Task
 
 HERE = Path("/in/memory")
 

@@ -23,7 +23,8 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done
 from neuroshed.stages.fragments import Fragments
 from neuroshed.storage import files, nodes
-from neuroshed.storage.journal import Journal, read_journal
+from neuroshed.storage.journal import Journal, read_events
+from neuroshed.storage.ledger import positions_of
 
 from .chunks import random_affinities, write_affinities
 
@@ -214,7 +215,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(where: str, settings: lis
     assert message.startswith("no space left for run")
     assert "free some, then `neuroshed resume" in message
     assert "\n" not in message
-    assert all(event["state"] == "done" for event in read_journal(tmp_path / "run"))
+    assert not any(event["e"] == "failed" for event in read_events(tmp_path / "run"))
     if where == "plan":
         # There is nothing to resume yet.
         summary = neuroshed.run("segment", settings)
@@ -223,7 +224,8 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(where: str, settings: lis
         summary = neuroshed.resume(tmp_path / "run")
     assert summary["status"] == "done"
     # What was done before the disk was full was kept, and none of it was done twice.
-    done = [(e["stage"], e["step"], *e["block"]) for e in read_journal(tmp_path / "run")]
+    events = [event for event in read_events(tmp_path / "run") if event["e"] == "done"]
+    done = [(event["id"], position) for event in events for position in positions_of(event["at"])]
     assert len(done) == len({*done}) == sum(row["blocks"] for row in summary["stages"].values())
 
 
@@ -307,7 +309,8 @@ def test_a_scheduler_that_goes_away_is_told_and_the_run_goes_on_later(settings: 
         with pytest.raises(
             RunFailedError, match=r"lost its Dask scheduler .+; start it, then `neuroshed resume"
         ) as caught:
-            neuroshed.run("segment", [*settings, f"cluster={cluster.scheduler_address}"])
+            where = f"{{kind: address, address: '{cluster.scheduler_address}', patience_seconds: 0}}"
+            neuroshed.run("segment", [*settings, f"cluster={where}"])
         closing.join()
     assert "\n" not in str(caught.value)
     assert neuroshed.run("segment", settings)["status"] == "done"

@@ -1,119 +1,268 @@
-"""The journal keeps what it took, drops a torn tail, refuses a second writer, and never hides damage."""
+"""The journal keeps what it took, through any crash, and a base takes the place of events."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import random
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neuroshed.errors import InputError, WorkflowError
-from neuroshed.storage.journal import Journal, read_journal
-
-EVENTS = [{"stage": "a" * 64, "step": "up0", "block": [0, 1, n], "state": "done", "note": "ä\n"} for n in range(5)]
-
-
-def write(folder: Path, events: list[dict[str, Any]]) -> Path:
-    """One session; returns its segment."""
-    with Journal(folder) as journal:
-        journal.append(events)
-    return max((folder / "journal").glob("*.log"))
-
-
-def test_a_run_that_never_started_has_no_events(tmp_path: Path) -> None:
-    assert list(read_journal(tmp_path)) == []
+from neuroshed.errors import WorkflowError
+from neuroshed.storage import journal as module
+from neuroshed.storage.journal import Journal, read_events, read_ledger
+from neuroshed.storage.lease import holder_of
+from neuroshed.storage.ledger import Event, Ledger
+from neuroshed.storage.locations import Location
+from tests.storage.conftest import Place
+from tests.storage.dying import die
+from tests.storage.objects import Store
+from tests.storage.records import GRID, STAGE, done, positions_in, record, recorded, segments, small, write
 
 
-def test_sessions_are_read_in_order(tmp_path: Path) -> None:
-    for event in EVENTS:
-        write(tmp_path, [event])
-    with Journal(tmp_path) as journal:
-        for event in EVENTS:
-            journal.append([event])
-        journal.append([])
-    assert list(read_journal(tmp_path)) == EVENTS * 2
+def test_a_run_that_never_started_has_no_events(place: Place) -> None:
+    assert list(read_events(place())) == []
+    assert read_ledger(place()) == Ledger()
 
 
-def test_more_than_nine_sessions_keep_their_order(tmp_path: Path) -> None:
+def test_sessions_add_up(place: Place) -> None:
     for number in range(12):
-        write(tmp_path, [{"number": number}])
-    assert [event["number"] for event in read_journal(tmp_path)] == list(range(12))
+        write(place(), [2 * number, 2 * number + 1])
+    assert recorded(place()) == list(range(24))
+    kinds = [event["e"] for event in read_events(place())]
+    assert kinds == ["session", "part", "done", "done", "end"] + ["session", "done", "done", "end"] * 11
 
 
-def test_a_torn_tail_is_dropped_wherever_it_is_cut(tmp_path: Path) -> None:
-    write(tmp_path, EVENTS[:1])
-    segment = write(tmp_path, EVENTS[1:])
-    whole = segment.read_bytes()
-    ends = [position for position, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(len(whole)):
-        segment.write_bytes(whole[:cut])
-        # A line that lacks nothing but its end is whole.
-        kept = sum(end <= cut for end in ends)
-        assert list(read_journal(tmp_path)) == EVENTS[: 1 + kept]
+def test_sessions_say_who_wrote_and_how_it_ended(place: Place) -> None:
+    with pytest.raises(KeyError, match="lost"), Journal(place(), "neuroshed run"):
+        raise KeyError("lost")
+    session, end = read_ledger(place()).sessions
+    assert (session["name"], session["pid"], session["epoch"]) == ("neuroshed run", os.getpid(), 1)
+    assert (end["epoch"], end["error"]) == (1, "KeyError: 'lost'")
 
 
-def test_a_session_after_a_torn_one_goes_on(tmp_path: Path) -> None:
-    segment = write(tmp_path, EVENTS[:2])
-    segment.write_bytes(segment.read_bytes()[:-7])
-    write(tmp_path, EVENTS[2:])
-    assert list(read_journal(tmp_path)) == [EVENTS[0], *EVENTS[2:]]
+def test_events_wait_for_a_flush(place: Place) -> None:
+    with Journal(place()) as journal:
+        number = journal.part(STAGE, "block", GRID)
+        assert number == journal.part(STAGE, "block", GRID) == 1
+        journal.append([done(3), done(4)])
+        assert positions_in(journal.ledger) == [3, 4]
+        assert recorded(place()) == []
+        journal.flush()
+        assert recorded(place()) == [3, 4]
+        journal.append([done(5)])
+    assert recorded(place()) == [3, 4, 5], "the end flushes"
 
 
-@pytest.mark.parametrize("line", range(4))
-@pytest.mark.parametrize("place", [0, 5, 9, 40, -2])
-def test_damage_before_the_end_is_an_error(line: int, place: int, tmp_path: Path) -> None:
-    segment = write(tmp_path, EVENTS)
-    lines = segment.read_bytes().splitlines(keepends=True)
-    damaged = bytearray(lines[line])
-    damaged[place] ^= 0x04
-    segment.write_bytes(b"".join([*lines[:line], bytes(damaged), *lines[line + 1 :]]))
-    with pytest.raises(InputError) as caught:
-        list(read_journal(tmp_path))
-    assert f"{segment} is damaged at line {line + 1}" in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("event", [{"e": "done", "id": 9, "at": [1]}, {"e": "rumour"}])
+def test_events_that_make_no_sense_are_not_taken(event: Event, place: Place) -> None:
+    with Journal(place()) as journal:
+        with pytest.raises(ValueError, match="makes no sense"):
+            journal.append([event])
+        record(journal, 1)
+    assert recorded(place()) == [1]
 
 
-def test_a_second_writer_is_refused_by_name_and_readers_are_not(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
-        journal.append(EVENTS[:1])
-        with pytest.raises(WorkflowError, match=f"worked on by process {os.getpid()} on .+; wait for it or stop it"):
-            Journal(tmp_path).__enter__()
-        assert list(read_journal(tmp_path)) == EVENTS[:1]
-        journal.append(EVENTS[1:])
-    assert list(read_journal(tmp_path)) == EVENTS
-    write(tmp_path, EVENTS[:1])
-
-
-def test_the_lock_of_a_killed_writer_is_free(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from neuroshed.storage.journal import Journal\n"
-        "journal = Journal(Path(sys.argv[1])).__enter__(); journal.append([{'number': 1}])\n"
-        "print('held', flush=True); os.read(0, 1)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(WorkflowError, match=f"process {holder.pid} on"):
-            Journal(tmp_path).__enter__()
-        holder.kill()
-    write(tmp_path, [{"number": 2}])
-    assert [event["number"] for event in read_journal(tmp_path)] == [1, 2]
+def test_a_second_writer_is_refused_by_name_and_readers_are_not(place: Place) -> None:
+    with Journal(place(), "neuroshed run") as journal:
+        record(journal, 1)
+        before = len(segments(place()))
+        with pytest.raises(
+            WorkflowError, match=rf"worked on by neuroshed run \(process {os.getpid()} on .+\); wait for"
+        ):
+            Journal(place()).__enter__()
+        assert len(segments(place())) == before
+        assert recorded(place()) == [1]
+        record(journal, 2)
+    write(place(), [3])
+    assert recorded(place()) == [1, 2, 3]
 
 
 def test_a_write_that_fails_is_not_made_later(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
-        journal.append(EVENTS[:1])
+    run = Location.of(tmp_path)
+    failing = pytest.raises(OSError, match="Bad file descriptor")
+    with failing, Journal(run) as journal:
+        record(journal, 1)
         # A descriptor that cannot be written stands in for a full disk.
-        reading = os.open(tmp_path / "journal" / "000001.log", os.O_RDONLY)
-        os.dup2(reading, journal._segment.fileno())
+        reading = os.open(segments(run)[0].local, os.O_RDONLY)
+        assert journal._file is not None
+        os.dup2(reading, journal._file)
         os.close(reading)
         with pytest.raises(OSError, match="Bad file descriptor"):
-            journal.append(EVENTS[1:])
-    assert list(read_journal(tmp_path)) == EVENTS[:1]
-    write(tmp_path, EVENTS[1:])
-    assert list(read_journal(tmp_path)) == EVENTS
+            record(journal, 2)
+        journal.flush()
+    assert recorded(run) == [1]
+    assert holder_of(run) is None
+    write(run, [3])
+    assert recorded(run) == [1, 3]
+
+
+def test_after_a_write_that_failed_nothing_is_added_to_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "_append" if place().is_local else "_create"
+    whole = getattr(module, name)
+
+    def half(to: Any, lines: bytes) -> None:
+        whole(to, lines[: len(lines) // 2])
+        raise OSError("no space left")
+
+    journal = Journal(place()).__enter__()
+    record(journal, 1)
+    monkeypatch.setattr(module, name, half)
+    with pytest.raises(OSError, match="no space left"):
+        record(journal, 2)
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="no space left"):
+        record(journal, 3)
+    journal.__exit__(OSError, OSError(), None)
+    assert recorded(place()) == [1]
+    write(place(), [4])
+    assert recorded(place()) == [1, 4]
+
+
+def test_answers_that_are_lost_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Store().client() / "run"
+    create = type(run).create
+    monkeypatch.setattr(type(run), "create", lambda self, data: create(self, data) and False)
+    write(run, [1, 2])
+    assert recorded(run) == [1, 2]
+
+
+def test_segments_stay_small_and_objects_are_whole_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 1000)
+    write(place(), range(50))
+    assert recorded(place()) == list(range(50))
+    sizes = [len(segment.read_bytes()) for segment in segments(place())]
+    local = segments(place())[0].is_local
+    assert max(sizes) < 1500
+    assert len(sizes) == 52 if not local else 4 < len(sizes) < 20
+    assert all(segment.read_bytes().splitlines()[0].find(b'"format":2') > 0 for segment in segments(place()))
+
+
+@pytest.mark.parametrize(("size", "count"), [(2000, 1000), (1 << 20, 3), (0, 1000)])
+def test_a_base_takes_the_place_of_events(size: int, count: int, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, size, count)
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
+    for session in range(3):
+        write(place(), range(15 * session, 15 * session + 15))
+        assert recorded(place()) == list(range(15 * session + 15))
+    with Journal(place()) as journal:
+        journal.append([{"e": "failed", "id": 1, "at": [99], "error": "no", "trace": "none"}])
+        journal.append([{"e": "dropped", "id": 1, "at": [5]}])
+        journal.flush()
+        assert read_ledger(place()) == journal.ledger
+    assert any(segment.name.endswith(".base") for segment in segments(place()))
+    assert sum(len(segment.read_bytes()) for segment in segments(place())) < size + 8000 if size < 1 << 20 else True
+    assert len(segments(place())) <= max(count, 10) + 2
+    assert len(read_ledger(place()).failures) == 1
+
+
+def test_bases_come_as_often_as_they_pay_whoever_wrote(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, 1 << 20, 12)
+    for session in range(20):
+        write(place(), [session])
+        assert len(segments(place())) < 17
+    compacted = []
+    compact = Journal._compact
+    monkeypatch.setattr(Journal, "_compact", lambda self: (compacted.append(1), compact(self)))
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 0)
+    write(place(), range(20, 80))
+    assert 5 <= len(compacted) <= 7
+    assert recorded(place()) == list(range(80))
+
+
+class Crash(BaseException):
+    """The machine goes off."""
+
+
+def crash_before(monkeypatch: pytest.MonkeyPatch, run: Location, operation: int) -> Callable[[], int]:
+    """Go off before that operation on the store, counted from 0; returns how to ask for the number so far."""
+    made = -1
+
+    def counted(act: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*arguments: Any) -> Any:
+            nonlocal made
+            made += 1
+            if made >= operation:
+                raise Crash
+            return act(*arguments)
+
+        return do
+
+    for verb in ("create", "put", "put_if", "delete"):
+        monkeypatch.setattr(type(run), verb, counted(getattr(type(run), verb)))
+    for name in ("_open", "_append"):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    return lambda: made
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_a_crash_anywhere_in_compaction_loses_nothing(kind: str, tmp_path: Path) -> None:
+    crashes = 0
+    for operation in range(1000):
+        run = Location.of(tmp_path / str(operation)) if kind == "disk" else Store().client() / "run"
+        write(run, range(2))
+        write(run, range(2, 4))
+        acknowledged = list(range(4))
+        journal = Journal(run)
+        crashed = False
+        with pytest.MonkeyPatch.context() as patch:
+            small(patch, 0)
+            made = crash_before(patch, run, operation)
+            try:
+                journal.__enter__()
+                for position in (4, 5):
+                    record(journal, position)
+                    acknowledged.append(position)
+            except Crash:
+                crashed = True
+            assert made() > 5 or crashed
+        die(journal)
+        found = recorded(run)
+        assert found in (acknowledged, [*acknowledged, len(acknowledged)]), operation
+        with Journal(run) as after:
+            assert positions_in(after.ledger) == found
+            record(after, 99)
+        assert recorded(run) == [*found, 99]
+        crashes += crashed
+        if not crashed:
+            break
+    assert crashes > 15
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_readers_see_all_that_was_recorded_while_bases_come_and_segments_go(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, 1 << 20, 5)
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 300)
+    chance = random.Random(0)
+    store = Store()
+    pause = lambda verb: time.sleep(chance.choice((0, 0, 0, 0.002)))  # noqa: E731
+    run = Location.of(tmp_path) if kind == "disk" else store.client(wait=pause) / "run"
+    acknowledged = 0
+    over = threading.Event()
+    problems: list[str] = []
+
+    def read() -> None:
+        while not over.is_set():
+            before = acknowledged
+            found = recorded(run)
+            if found != list(range(len(found))) or len(found) < before:
+                problems.append(f"{found} after {before}")
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    with Journal(run) as journal:
+        for position in range(150):
+            record(journal, position)
+            acknowledged = position + 1
+    over.set()
+    for reader in readers:
+        reader.join()
+    assert not problems
+    assert recorded(run) == list(range(150))

@@ -63,11 +63,14 @@ def test_commands(folder: Path) -> None:
             continue
         script = f'PATH="{bin_folder}:$PATH" && {command}'
         done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        # Whoever is quick may be done before he is asked to stop.
+        is_over = "cancel" in command and "nobody works on run" in done.stderr
+        assert done.returncode == 0 or is_over, f"{command}\n{done.stdout}\n{done.stderr}"
         run.append(command.split()[1])
         if command.startswith("neuroshed init train"):
             shorten_training(folder / "train.yaml")
-    assert run == ["import", "plan", "run", "status", "resume", "cut", "import", "evaluate", "run", "init", "train"]
+    first = ["import", "plan", "run", "resume", "cut", "submit", "status", "cancel"]
+    assert run == [*first, "import", "evaluate", "run", "init", "train"]
 
 
 def test_python(folder: Path) -> None:

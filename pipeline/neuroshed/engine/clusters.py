@@ -1,15 +1,19 @@
-"""Where tasks run: threads of this process, local worker processes, or a scheduler that is already there."""
+"""Where jobs run: threads of this process, local worker processes, or a scheduler that is already there."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from neuroshed.engine.control import deaf_to_interrupts
+from neuroshed.engine.dispatch import Worker
 from neuroshed.errors import WorkflowError
 
 # Of local worker processes. One thread each, unless a stage asks torch for more. Activations of a network are tens of
@@ -39,6 +43,12 @@ class ClusterConfig(BaseModel):
     """Tasks at a time; by default one a core. Not for `address`."""
     address: str | None = None
     """Scheduler address, such as tls://host:8786. Certificates are taken from Dask's own configuration."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory for all tasks together, in GB, of `local` and `in-process`; by default that of the machine. Workers of an
+    `address` say themselves what they have.
+    """
+    patience_seconds: float = Field(default=600.0, ge=0)
+    """How long to wait for a scheduler or for workers that were lost before the run ends, to be resumed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,9 +67,43 @@ class ClusterConfig(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class Connection:
+    """A cluster that answers."""
+
+    client: Any
+    """`distributed.Client`."""
+    memory_bytes: int
+    """That the workers share, if they are on this machine and this run started them; else 0."""
+    faults: Path | None
+    """Folder in which workers leave a traceback when they die of a fault or of a time limit (`engine.watchdog`)."""
+    processes: bool
+    """Whether workers are processes, which can be ended, and not threads of this one."""
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler knows of each worker, by address; raises OSError if it is gone."""
+        info = self.client.scheduler_info(n_workers=-1)
+        if self.client.status != "running":
+            raise OSError(f"no connection to the Dask scheduler (client is {self.client.status})")
+        found: dict[str, dict[str, Any]] = info["workers"]
+        return found
+
+    def described(self, address: str, info: dict[str, Any]) -> Worker:
+        """A worker as jobs are given to it."""
+        shared = self.memory_bytes
+        return Worker(
+            address=address,
+            host=info["host"],
+            threads=info["nthreads"],
+            memory_bytes=shared or int(info.get("memory_limit") or 0),
+            gpus=info.get("resources", {}).get("GPU", 0.0),
+            pool="shared" if shared else "",
+        )
+
+
 @contextmanager
-def connect(config: ClusterConfig) -> Iterator[Any]:
-    """A `distributed.Client` of the cluster; what was started for it is stopped at the end.
+def connect(config: ClusterConfig) -> Iterator[Connection]:
+    """A cluster; what was started for it is stopped at the end.
 
     Local processes talk over loopback under mutual TLS with keys made for this run, since Dask unpickles what a peer
     sends.
@@ -68,43 +112,60 @@ def connect(config: ClusterConfig) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
     from distributed.security import Security
+    from distributed.system import MEMORY_LIMIT
 
-    workers = config.workers or os.cpu_count() or 1
-    settings = {
+    memory = int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
+    with tempfile.TemporaryDirectory(prefix="neuroshed-workers-") as scratch, dask.config.set(_settings(scratch)):
+        if config.kind == "address":
+            with _client_of(config.address) as client:
+                connection = Connection(client, 0, None, True)
+                if not connection.workers():
+                    raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
+                yield connection
+            return
+        processes = config.kind == "local"
+        workers = config.workers or os.cpu_count() or 1
+        with ExitStack() as stack:
+            # A terminal sends Ctrl-C to all processes of a command. Workers have to finish what they are at.
+            with deaf_to_interrupts():
+                cluster = LocalCluster(
+                    n_workers=workers if processes else 1,
+                    threads_per_worker=1 if processes else workers,
+                    processes=processes,
+                    security=Security.temporary() if processes else None,
+                    host="127.0.0.1" if processes else None,
+                    dashboard_address="127.0.0.1:0",
+                    worker_dashboard_address="127.0.0.1:0",
+                    local_directory=scratch,
+                    memory_limit=memory,
+                    silence_logs=50,
+                )
+                stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+            yield Connection(client, memory, Path(scratch) if processes else None, processes)
+
+
+def _settings(scratch: str) -> dict[str, Any]:
+    return {
         "distributed.comm.timeouts.connect": "30s",
-        # The coordinator counts attempts itself.
+        # The coordinator counts deaths itself, and names the worker of every job.
         "distributed.scheduler.allowed-failures": 0,
+        "distributed.scheduler.work-stealing": False,
+        # Kernels that hold the interpreter keep a worker from saying that it lives.
+        "distributed.scheduler.worker-ttl": "15 minutes",
+        # Jobs leave nothing in memory; how many run at a time is decided by what they are predicted to take. A worker
+        # that takes nearly all of the memory is ended, before the system ends something else.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
         # Pages about the cluster would be open to every user of this machine.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT
+        | {"NEUROSHED_WORKER": "1", "NEUROSHED_FAULTS": scratch},
+        # In-process workers take their folder from here alone.
+        "temporary-directory": scratch,
     }
-    with dask.config.set(settings):
-        if config.kind == "address":
-            with _client_of(config.address) as client:
-                if not slots(client):
-                    raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
-                yield client
-            return
-        processes = config.kind == "local"
-        with (
-            tempfile.TemporaryDirectory(prefix="neuroshed-workers-") as scratch,
-            # In-process workers take their folder from here alone.
-            dask.config.set({"temporary-directory": scratch}),
-            LocalCluster(
-                n_workers=workers if processes else 1,
-                threads_per_worker=1 if processes else workers,
-                processes=processes,
-                security=Security.temporary() if processes else None,
-                host="127.0.0.1" if processes else None,
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                local_directory=scratch,
-                silence_logs=50,
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
-            yield client
 
 
 def _client_of(address: str | None) -> Any:
@@ -124,8 +185,3 @@ def _client_of(address: str | None) -> Any:
             "check the address and the TLS settings of Dask's configuration"
         ) from error
     return client
-
-
-def slots(client: Any) -> int:
-    """Tasks that the cluster runs at a time, now."""
-    return sum(client.nthreads().values())

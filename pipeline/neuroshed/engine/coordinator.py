@@ -1,71 +1,53 @@
-"""The coordinator: keeps a window of tasks in flight on Dask and a journal of what is true.
-
-No task graph is ever built. Tasks are coordinates; workers load the stage themselves. A block counts as done once its
-outputs stand on disk and the journal says so.
-"""
+"""The coordinator: from what the journal says to everything done, through any loss of workers or scheduler."""
 
 from __future__ import annotations
 
+import logging
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from neuroshed.engine.clusters import ClusterConfig, connect, slots
-from neuroshed.engine.readiness import Counts, Readiness, Task
-from neuroshed.engine.worker import Outcome, run_blocks
-from neuroshed.errors import StorageFullError
-from neuroshed.geometry import Vec
+import numpy as np
+
+from neuroshed.engine.attempts import FailureOptions
+from neuroshed.engine.books import Books
+from neuroshed.engine.clusters import ClusterConfig, Connection, connect
+from neuroshed.engine.control import Control, Wish
+from neuroshed.engine.progress import Failure, Progress, Watcher
+from neuroshed.engine.readiness import Key, Positions, Readiness
+from neuroshed.engine.session import Orders, SchedulerLostError, Session
+from neuroshed.errors import WorkflowError
 from neuroshed.stages.base import Stage
 from neuroshed.stages.registry import save_stage, stage_digest
-from neuroshed.storage.journal import Journal, read_journal
+from neuroshed.storage.journal import Journal
+from neuroshed.storage.ledger import Ledger
 
-# Enough that a worker never waits for the coordinator, few enough that the scheduler stays small.
-WINDOW_PER_SLOT = 3
-MAX_ATTEMPTS = 3
-# Blocks faster than this travel several to a task, so that scheduling stays a small part of the work.
-TASK_SECONDS = 0.5
-MAX_BLOCKS_PER_TASK = 16
+log = logging.getLogger(__name__)
+
+DELETING_THREADS = 4
+RECONNECT_SECONDS = 5.0
+"""Between two tries to reach a scheduler that is gone."""
+
+Tick = Callable[[Books, Connection, dict[str, dict[str, Any]]], None]
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A block that was set aside."""
+class Options:
+    """How a run is worked on; nothing of it changes a result."""
 
-    stage: str
-    step: str
-    index: Vec
-    error: str
-    trace: str
-
-
-@dataclass
-class Progress:
-    """State of a run, for whoever watches: blocks by stage, in the order of the flow, and failures so far."""
-
-    stages: dict[str, Counts]
-    titles: dict[str, str]
-    failures: list[Failure] = field(default_factory=list)
-    restored: int = 0
-    lost: list[str] = field(default_factory=list)
-    """Stages of which blocks were done, but whose outputs somebody removed."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    largest: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Voxels and id of the largest segment so far, by stage, of stages that say so."""
-
-    def note(self, fingerprint: str, figures: Mapping[str, Any]) -> None:
-        """Take in the figures of a finished block."""
-        self.seconds[fingerprint] = self.seconds.get(fingerprint, 0.0) + figures["seconds"]
-        if "largest_voxels" in figures:
-            found = (figures["largest_voxels"], figures["largest_segment"])
-            # Of equals the one with the smaller id, whatever the order in which blocks end.
-            before = self.largest.get(fingerprint, (0, 0))
-            self.largest[fingerprint] = max(found, before, key=lambda size: (size[0], -size[1]))
-
-
-Watcher = Callable[[Progress], None]
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    failures: FailureOptions = field(default_factory=FailureOptions)
+    droppable: frozenset[Key] = frozenset()
+    """Steps whose outputs are deleted as soon as everything that reads them is done."""
+    verify_writes: bool = False
+    control: Control = field(default_factory=Control)
+    again: Callable[[Failure], bool] = lambda failure: True
+    """Which of the blocks that failed before are tried again; the others stay set aside."""
+    watch: Watcher = lambda progress: None
+    tick: Tick = lambda books, connection, workers: None
+    """Called every second while connected, with the workers as the scheduler lists them."""
 
 
 def ordered(last: Sequence[Stage]) -> list[Stage]:
@@ -82,195 +64,129 @@ def ordered(last: Sequence[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progress]:
-    """What the journal says of these stages. Blocks of a stage whose outputs were removed do not count as done."""
-    readiness = Readiness([(stage.fingerprint, step) for stage in stages for step in stage.steps])
+def restore(
+    ledger: Ledger, stages: Sequence[Stage], droppable: Collection[Key] = frozenset()
+) -> tuple[Readiness, Progress, list[tuple[Key, Positions]]]:
+    """What the journal says of these stages, and the blocks whose outputs nothing will read.
+
+    Blocks of a stage whose outputs were removed do not count as done.
+    """
+    readiness = Readiness([(stage.fingerprint, step) for stage in stages for step in stage.steps], droppable)
     titles = {stage.fingerprint: stage.title for stage in stages}
     progress = Progress({}, titles)
-    failures: dict[Task, Failure] = {}
-    claimed = set()
-    for event in read_journal(run_folder):
-        if event["state"] == "lost":
-            readiness.forget(event["stage"])
-            progress.seconds.pop(event["stage"], None)
-            progress.largest.pop(event["stage"], None)
-            claimed.discard(event["stage"])
-            continue
-        z, y, x = event["block"]
-        task = Task(event["stage"], event["step"], (z, y, x))
-        if event["state"] == "done":
-            readiness.restore(task)
-            claimed.add(task.fingerprint)
-            failures.pop(task, None)
-            progress.note(task.fingerprint, event)
-        elif readiness.knows(task):
-            failures[task] = Failure(titles[task.fingerprint], task.step, task.index, event["error"], event["trace"])
     for stage in stages:
-        if stage.fingerprint in claimed and not all(path.exists() for path in stage.marks):
-            readiness.forget(stage.fingerprint)
+        found = [(step, ledger.done(stage.fingerprint, step.name, step.grid)) for step in stage.steps]
+        if any(done.any() for _, done in found) and not all(path.exists() for path in stage.marks):
             progress.lost.append(stage.fingerprint)
+            continue
+        for step, done in found:
+            dropped = ledger.dropped(stage.fingerprint, step.name, step.grid)
+            readiness.restore((stage.fingerprint, step.name), done, dropped)
+        progress.figures[stage.fingerprint] = dict(ledger.figures.get(stage.fingerprint, {}))
+        progress.failures += _failures(ledger, stage)
+    droppable_now = readiness.start()
     progress.stages = readiness.counts()
     progress.restored = sum(count.done for count in progress.stages.values())
-    progress.failures = list(failures.values())
-    return readiness, progress
+    return readiness, progress, droppable_now
 
 
-def execute(
-    journal: Journal, stages: Sequence[Stage], cluster: ClusterConfig, watch: Watcher = lambda progress: None
-) -> Progress:
+def _failures(ledger: Ledger, stage: Stage) -> list[Failure]:
+    """Of blocks that belong to the stage's grids; a trial region's may lie elsewhere."""
+    grids = {step.name: step.grid for step in stage.steps}
+    return [
+        Failure.of(stage.title, event, index, step)
+        for (fingerprint, step, index), event in ledger.failures.items()
+        if fingerprint == stage.fingerprint and step in grids and grids[step].holds(index)
+    ]
+
+
+def execute(journal: Journal, stages: Sequence[Stage], options: Options) -> Progress:
     """Run every block of `stages` (upstream first) that the journal, opened for writing, does not hold as done.
 
-    Returns the final state, failures included. Raises `StorageFullError` if a disk fills up, `RunFailedError` if the
-    scheduler is lost; in both cases, and on any crash, calling again goes on where it stopped.
+    Returns the final state, failures included, also if somebody asked to stop. Raises `StorageFullError` if a disk
+    fills up, `SchedulerLostError` if the scheduler and `RunFailedError` if all workers are lost for longer than the
+    cluster's patience; in all these cases, and on any crash, calling again goes on where it stopped.
     """
-    readiness, progress = restore(journal.run_folder, stages)
-    progress.failures = []
-    watch(progress)
-    if all(count.done == count.total for count in progress.stages.values()):
-        return progress
-    # Before the stages' files are there again, without which the blocks would not be missed.
-    journal.append({"stage": fingerprint, "state": "lost", "time": time.time()} for fingerprint in progress.lost)
-    files = {}
-    for stage in stages:
-        path = save_stage(stage)
-        files[stage.fingerprint] = path, stage_digest(path)
-    for stage in stages:
-        stage.prepare()
-    readiness.start()
-    with connect(cluster) as client:
-        _Session(client, journal, readiness, progress, files, watch).run()
+    readiness, progress, droppable = restore(journal.ledger, stages, options.droppable)
+    _set_aside(readiness, progress, stages, options.again)
+    options.watch(progress)
+    by_fingerprint = {stage.fingerprint: stage for stage in stages}
+    with ThreadPoolExecutor(DELETING_THREADS, "discard") as deleting:
+
+        def discard(key: Key, positions: Positions) -> None:
+            stage = by_fingerprint[key[0]]
+            grid = next(step.grid for step in stage.steps if step.name == key[1])
+            for position in positions.tolist():
+                deleting.submit(stage.drop, key[1], grid.index(position))
+
+        books = Books(journal, stages, readiness, progress, options.failures, discard)
+        books.discard(droppable)
+        if not progress.finished:
+            _work(books, stages, options)
     return progress
 
 
-class _Session:
-    """One connection to a cluster, from the first task to the last."""
-
-    def __init__(
-        self,
-        client: Any,
-        journal: Journal,
-        readiness: Readiness,
-        progress: Progress,
-        files: dict[str, tuple[Path, str]],
-        watch: Watcher,
-    ) -> None:
-        self.client, self.journal, self.readiness = client, journal, readiness
-        self.progress, self.files, self.watch = progress, files, watch
-        self.attempts: dict[Task, int] = {}
-        self.mean_seconds: dict[tuple[str, str], float] = {}
-        self.in_flight: dict[Any, list[Task]] = {}
-        # Blocks that were at a worker that died. One of them may have killed it, so they go alone, one at a time.
-        self.suspects: list[Task] = []
-        self.suspect_key: Any = None
-        # Another session's task of the same name would answer for ours.
-        self.name = uuid.uuid4().hex[:12]
-        self.sent = 0
-
-    def run(self) -> None:
-        """Refill the window as tasks end, until nothing runs and nothing is ready."""
-        from distributed import as_completed
-
-        completed = as_completed(self._submit(), loop=self.client.loop, with_results=True, raise_errors=False)
-        for batch in completed.batches():
-            outcomes = [pair for future, result in batch for pair in self._outcomes(future, result)]
-            self._record(outcomes)
-            completed.update(self._submit())
-
-    def _submit(self) -> list[Any]:
-        futures = []
-        if self.suspects and self.suspect_key is None:
-            futures.append(self._send([self.suspects.pop(0)]))
-            self.suspect_key = futures[0].key
-        number = slots(self.client)
-        while len(self.in_flight) < WINDOW_PER_SLOT * max(number, 1) and self.readiness.waiting_queue:
-            futures.append(self._send(self._next_tasks(number)))
-        return futures
-
-    def _send(self, tasks: list[Task]) -> Any:
-        first = tasks[0]
-        # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
-        key = ("neuroshed", self.name, self.sent, first.fingerprint[:12], first.step)
-        self.sent += 1
-        future = self.client.submit(
-            run_blocks, *self.files[first.fingerprint], first.step, [task.index for task in tasks], key=key, pure=False
-        )
-        self.in_flight[future.key] = tasks
-        return future
-
-    def _next_tasks(self, slots_now: int) -> list[Task]:
-        first = next(self.readiness.take(1))
-        mean = self.mean_seconds.get((first.fingerprint, first.step), TASK_SECONDS)
-        share = -(-self.readiness.waiting_queue // max(slots_now, 1))
-        number = min(int(TASK_SECONDS / max(mean, 1e-3)), MAX_BLOCKS_PER_TASK, share)
-        more = []
-        for task in self.readiness.take(number - 1):
-            if (task.fingerprint, task.step) != (first.fingerprint, first.step):
-                self.readiness.retry(task)
-                break
-            more.append(task)
-        return [first, *more]
-
-    def _outcomes(self, future: Any, result: Any) -> list[tuple[Task, Outcome]]:
-        from distributed import KilledWorker
-
-        tasks = self.in_flight.pop(future.key)
-        if future.key == self.suspect_key:
-            self.suspect_key = None
-        if future.status == "finished":
-            return list(zip(tasks, result, strict=True))
-        reason = result[1] if isinstance(result, tuple) else result
-        died = isinstance(reason, KilledWorker)
-        error = f"task {future.status}: {type(reason).__name__}: {reason}".splitlines()[0]
-        if died:
-            error = "its worker process died; the usual cause is too little memory: use smaller blocks or fewer workers"
-        return [(task, Outcome(task.index, 0.0, error=error, worker_died=died)) for task in tasks]
-
-    def _record(self, outcomes: list[tuple[Task, Outcome]]) -> None:
-        events, full = [], None
-        for task, outcome in outcomes:
-            if outcome.error is None:
-                events.append(self._done(task, outcome))
-                continue
-            full = outcome.error if outcome.disk_full else full
-            self.attempts[task] = self.attempts.get(task, 0) + 1
-            if outcome.disk_full:
-                # Not the block's fault, and the run stops: it stays undone.
-                continue
-            if self.attempts[task] >= MAX_ATTEMPTS:
-                events.append(self._failed(task, outcome))
-            elif outcome.worker_died:
-                self.suspects.append(task)
-            else:
-                self.readiness.retry(task)
-        self.journal.append(events)
-        for task, outcome in outcomes:
-            if outcome.error is None:
-                self.readiness.finish(task)
-        self.progress.stages = self.readiness.counts()
-        self.watch(self.progress)
-        if full:
-            raise StorageFullError(f"no space left for run {self.journal.run_folder} ({full})")
-
-    def _done(self, task: Task, outcome: Outcome) -> dict[str, Any]:
-        key = (task.fingerprint, task.step)
-        self.mean_seconds[key] = 0.8 * self.mean_seconds.get(key, outcome.seconds) + 0.2 * outcome.seconds
-        self.progress.note(task.fingerprint, {"seconds": outcome.seconds, **outcome.figures})
-        return _event(task, outcome, "done") | {"voxels": outcome.voxels} | dict(outcome.figures)
-
-    def _failed(self, task: Task, outcome: Outcome) -> dict[str, Any]:
-        self.readiness.fail(task)
-        error = outcome.error or ""
-        title = self.progress.titles[task.fingerprint]
-        self.progress.failures.append(Failure(title, task.step, task.index, error, outcome.trace))
-        return _event(task, outcome, "failed") | {"error": error, "trace": outcome.trace}
+def _set_aside(
+    readiness: Readiness, progress: Progress, stages: Sequence[Stage], again: Callable[[Failure], bool]
+) -> None:
+    """Leave out the failed blocks that are not to be tried again; they stay among the failures."""
+    progress.failures = [failure for failure in progress.failures if not again(failure)]
+    grids = {(stage.title, step.name): (stage, step.grid) for stage in stages for step in stage.steps}
+    for failure in progress.failures:
+        stage, grid = grids[failure.stage, failure.step]
+        readiness.set_aside((stage.fingerprint, failure.step), np.array([grid.position(failure.index)]))
+    progress.stages = readiness.counts()
 
 
-def _event(task: Task, outcome: Outcome, state: str) -> dict[str, Any]:
-    return {
-        "stage": task.fingerprint,
-        "step": task.step,
-        "block": task.index,
-        "state": state,
-        "seconds": round(outcome.seconds, 4),
-        "time": round(time.time(), 3),
-    }
+def _work(books: Books, stages: Sequence[Stage], options: Options) -> None:
+    # Before the stages' files are there again, without which the blocks would not be missed.
+    books.journal.append([{"e": "lost", "stage": fingerprint} for fingerprint in books.progress.lost])
+    books.journal.flush()
+    files = {}
+    for stage in stages:
+        path = save_stage(stage)
+        files[stage.fingerprint] = str(path), stage_digest(path)
+    for stage in stages:
+        stage.prepare()
+    orders = Orders(files, options.failures.block_seconds, options.verify_writes)
+    lost_at: float | None = None
+    while True:
+        try:
+            with connect(options.cluster) as connection:
+                lost_at = None
+                _session(connection, books, orders, options)
+                return
+        except (SchedulerLostError, WorkflowError) as error:
+            # One that never answered is the user's to mend; one that did may come back.
+            if isinstance(error, WorkflowError) and lost_at is None:
+                raise
+            now = time.monotonic()
+            lost_at = now if lost_at is None else lost_at
+            patience = options.cluster.patience_seconds if options.cluster.kind == "address" else 0.0
+            if now - lost_at >= patience or options.control.wish:
+                raise SchedulerLostError(str(error)) from error
+            log.warning("the scheduler is lost (%s); trying again for %.0f s", error, patience - (now - lost_at))
+            books.progress.note = "the scheduler is lost; trying to reach it again"
+            options.watch(books.progress)
+            time.sleep(min(RECONNECT_SECONDS, patience))
+
+
+def _session(connection: Connection, books: Books, orders: Orders, options: Options) -> None:
+    progress = books.progress
+
+    def watch() -> None:
+        progress.stages, progress.figures = books.readiness.counts(), books.journal.ledger.figures
+        options.watch(progress)
+
+    def tick(workers: dict[str, dict[str, Any]]) -> None:
+        progress.workers = len(workers)
+        books.journal.check()
+        watch()
+        options.tick(books, connection, workers)
+
+    try:
+        Session(connection, books, orders, options.control, watch, tick).run(options.cluster.patience_seconds)
+    finally:
+        watch()
+    if options.control.wish == Wish.STOP:
+        log.warning("stopped: %s", options.control.reason)

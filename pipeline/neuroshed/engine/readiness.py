@@ -1,153 +1,280 @@
 """Which blocks may run: the one geometric rule, kept up to date event by event. Pure: no store, no Dask, no clock.
 
-A block may run when every upstream block that its read boxes touch is done. When a block ends, only the blocks whose
-read boxes touch it are looked at again.
+A block may run when every upstream block that its read boxes touch is done. Each block counts the upstream blocks that
+it still misses; a block that ends counts down those that read it. Blocks of droppable steps (outputs that are not kept)
+also count the readers to come: without any they are not run, and after the last one their outputs may go.
+
+What is held is 2 bytes a block, 3 of a droppable step, as long as no block touches more than 255 others.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from neuroshed.geometry import Vec, sub
+from neuroshed.engine.reach import Reach, Table, box_sums, most, reads, slabs, turned
+from neuroshed.engine.states import (
+    DONE,
+    DROPPED,
+    FAILED,
+    READY,
+    RUNNING,
+    SKIPPED,
+    WAITING,
+    Counter,
+    States,
+    count_down,
+    counter_of,
+)
+from neuroshed.engine.sweep import Coordinates, Places, Positions, Sweep
 from neuroshed.stages.base import Need, Step
 
-WAITING, READY, RUNNING, DONE, FAILED = range(5)
+__all__ = ["Counts", "Key", "Positions", "Readiness"]
 
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One block of one step of one stage."""
-
-    fingerprint: str
-    step: str
-    index: Vec
+Key = tuple[str, str]
+"""Fingerprint of a stage and name of one of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many blocks of a stage are in which state."""
+    """How many blocks of a stage are in which state; those done may have been dropped since."""
 
     total: int = 0
     done: int = 0
     running: int = 0
     failed: int = 0
+    ready: int = 0
+    waiting: int = 0
+    skipped: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A step in the flow: its blocks, what they still miss, and, if it is droppable, the readers to come."""
+
+    key: Key
+    depth: int
+    step: Step
+    blocks: States
+    droppable: bool
+    upstream: list[_Link] = field(default_factory=list)
+    readers: list[_Link] = field(default_factory=list)
+    missing: Counter = field(default_factory=lambda: counter_of(0, 0))
+    unread: Counter = field(default_factory=lambda: counter_of(0, 0))
+
+
+class _Link:
+    """What the blocks of one step touch in another, for one need, upstream or downstream."""
+
+    def __init__(self, reach: Reach, source: _Node, target: _Node) -> None:
+        self.reach = reach
+        self.source, self.target = source, target
+        self._table = Table(reach, target.blocks.sweep)
+
+    def count_down(self, counter: Counter, coordinates: Coordinates) -> Places:
+        """Take 1 from the target's `counter` for each pair of a block at `coordinates` and one it touches; returns the
+        places that came to 0.
+        """
+        zeros = [count_down(counter, places) for places in self._table.touched(coordinates)]
+        return np.concatenate(zeros) if len(zeros) != 1 else zeros[0]
+
+    def add_waiting(self, counter: Counter) -> None:
+        """Add to each block's `counter` in the source how many waiting blocks it touches."""
+        source, target = self.source.blocks.sweep, self.target.blocks
+        sums, states = source.volume(counter), target.sweep.volume(target.states)
+        for own, touched, reach in slabs(self.reach, source, target.sweep):
+            region = np.moveaxis(states, source.axis, 0)[touched]
+            waiting = np.moveaxis(region == WAITING, 0, source.axis)
+            slab = np.moveaxis(sums, source.axis, 0)[own]
+            np.add(slab, np.moveaxis(box_sums(waiting, reach), source.axis, 0), out=slab, casting="unsafe")
 
 
 class Readiness:
-    """States of all blocks of a run, one byte each."""
+    """States of all blocks of a run. Blocks are given and told by step and place, in raster order, in its grid."""
 
-    def __init__(self, steps: Sequence[tuple[str, Step]]) -> None:
+    def __init__(self, steps: Sequence[tuple[str, Step]], droppable: Collection[Key] = ()) -> None:
         """`steps` are (fingerprint of the stage, step), upstream before downstream. What they need of stages that are
-        not among them counts as done.
+        not among them counts as done. Blocks of `droppable` steps are only a means.
+
+        Raises `ValueError` if a step is there twice, or before one that it needs.
         """
-        self._steps = {(fingerprint, step.name): step for fingerprint, step in steps}
-        self._depth = {key: depth for depth, key in enumerate(self._steps)}
-        self._states = {key: np.zeros(len(step.grid), np.uint8) for key, step in self._steps.items()}
-        self._readers: dict[tuple[str, str], list[tuple[tuple[str, str], Need]]] = {key: [] for key in self._steps}
-        for key, step in self._steps.items():
+        self._nodes: dict[Key, _Node] = {}
+        later = [(fingerprint, step.name) for fingerprint, step in reversed(steps)]
+        for depth, (_, step) in enumerate(steps):
+            key = later.pop()
+            name = f"step {step.name!r} of stage {key[0]}"
+            if key in later:
+                raise ValueError(f"{name} is there twice; list each step once")
+            node = _Node(key, depth, step, States(name, Sweep(step.grid.counts)), key in droppable)
             for need in step.needs:
-                if (need.fingerprint, need.step) not in self._steps:
-                    continue
-                self._readers[need.fingerprint, need.step].append((key, need))
-        self._queue: list[tuple[int, int, Task]] = []
+                source = self._nodes.get((need.fingerprint, need.step))
+                if source is not None:
+                    self._link(node, source, need)
+                elif (need.fingerprint, need.step) in [key, *later]:
+                    raise ValueError(
+                        f"{name} comes before {need.step!r} of {need.fingerprint}; list what it needs first"
+                    )
+            self._nodes[key] = node
+        self._ordered = list(self._nodes.values())
+        self._with_ready: set[int] = set()
+        self._running = 0
 
-    def restore(self, task: Task) -> None:
-        """Note a block that was done before; blocks that are not of this run are none of its business."""
-        if self.knows(task):
-            self._set(task, DONE)
+    def restore(self, key: Key, done: npt.NDArray[np.bool_], dropped: npt.NDArray[np.bool_] | None = None) -> None:
+        """Before `start`: which blocks are done, and whose outputs were `dropped` after they were done; bool, one a
+        block in raster order. `dropped` counts where both are true.
 
-    def forget(self, fingerprint: str) -> None:
-        """None of a stage's blocks counts as done."""
-        for (stage, _), states in self._states.items():
-            if stage == fingerprint:
-                states[:] = WAITING
-
-    def knows(self, task: Task) -> bool:
-        """Whether the block belongs to this run; a journal may hold blocks of a trial region, which reaches
-        elsewhere.
+        Raises `ValueError` if there are not as many as blocks.
         """
-        step = self._steps.get((task.fingerprint, task.step))
-        if step is None:
-            return False
-        return all(0 <= i < n for i, n in zip(sub(task.index, step.grid.first), step.grid.counts, strict=True))
+        blocks = self._nodes[key].blocks
+        blocks.restore(done, DONE)
+        if dropped is not None:
+            blocks.restore(dropped, DROPPED)
 
-    def start(self) -> None:
-        """Find all blocks that may run now."""
-        for key, step in self._steps.items():
-            for position in np.flatnonzero(self._states[key] == WAITING):
-                self._consider(key, step.grid.index(int(position)))
+    def start(self) -> list[tuple[Key, Positions]]:
+        """Find out which blocks are wanted and which of them may run now; returns the blocks to drop, as `finish`.
 
-    def take(self, count: int) -> Iterator[Task]:
-        """Up to `count` ready blocks, those furthest down the flow first, so that old work is finished before new
-        begins.
+        All blocks of steps that are kept are wanted, and those of droppable steps that a wanted block reads that is
+        not done. Wanted blocks that were dropped run again.
         """
-        while self._queue and count > 0:
-            _, _, task = heapq.heappop(self._queue)
-            self._set(task, RUNNING)
-            count -= 1
-            yield task
+        idle = []
+        for node in reversed(self._ordered):
+            if node.droppable:
+                node.unread = counter_of(node.blocks.size, sum(most(link.reach) for link in node.readers))
+                for link in node.readers:
+                    link.add_waiting(node.unread)
+            idle.append((node.key, _demand(node)))
+        for node in self._ordered:
+            node.missing = counter_of(node.blocks.size, sum(most(link.reach) for link in node.upstream))
+            for link in node.upstream:
+                # What a wanted block reads is wanted, too: it waits or is done.
+                link.add_waiting(node.missing)
+        for node in self._ordered:
+            _find_ready(node)
+            self._note(node)
+        return [(key, positions) for key, positions in idle if positions.size]
 
-    def finish(self, task: Task) -> None:
-        """A block is done: look again at the blocks that read it."""
-        self._set(task, DONE)
-        key = (task.fingerprint, task.step)
-        box = self._steps[key].grid.block_box(task.index)
-        for reader, need in self._readers[key]:
-            # A reader's box grown by (low, high) touches this box where this box grown the other way round touches it.
-            for index in self._steps[reader].grid.touching(box.grow(need.high, need.low)):
-                self._consider(reader, index)
+    def ready(self) -> list[tuple[Key, int]]:
+        """Steps with ready blocks and how many, furthest down the flow first: old work is finished before new."""
+        nodes = (self._ordered[depth] for depth in sorted(self._with_ready, reverse=True))
+        return [(node.key, node.blocks.tally[READY]) for node in nodes]
 
-    def retry(self, task: Task) -> None:
-        """Put a block back among the ready ones."""
-        self._push((task.fingerprint, task.step), task.index)
+    def take(self, key: Key, limit: int) -> Positions:
+        """The first `limit` ready blocks of a step in sweep order, or as many as there are; they are running now."""
+        node = self._nodes[key]
+        places = node.blocks.take(limit)
+        self._running += places.size
+        self._note(node)
+        return node.blocks.sweep.positions(places)
 
-    def fail(self, task: Task) -> None:
-        """Set a block aside; what reads it will wait for ever."""
-        self._set(task, FAILED)
+    def finish(self, key: Key, positions: Positions) -> list[tuple[Key, Positions]]:
+        """Running blocks are done: look again at those that read them. Returns blocks of droppable steps that are done
+        and whose last reader is done now: theirs to `drop`.
+
+        Raises `ValueError` if a block is not running.
+        """
+        node = self._nodes[key]
+        self._move(node, positions, RUNNING, DONE)
+        coordinates = node.blocks.sweep.coordinates(positions)
+        for link in node.readers:
+            reader = link.target
+            freed = link.count_down(reader.missing, coordinates)
+            reader.blocks.set(freed[reader.blocks.states[freed] == WAITING], WAITING, READY)
+            self._note(reader)
+        idle: dict[Key, list[Positions]] = {}
+        for link in node.upstream:
+            if not link.target.droppable:
+                continue
+            blocks = link.target.blocks
+            unread = link.count_down(link.target.unread, coordinates)
+            if unread.size:
+                idle.setdefault(link.target.key, []).append(blocks.sweep.positions(unread))
+        return [(upstream, np.concatenate(parts)) for upstream, parts in idle.items()]
+
+    def drop(self, key: Key, positions: Positions) -> None:
+        """The outputs of blocks that are done are deleted. Raises `ValueError` if a block is not done."""
+        self._move(self._nodes[key], positions, DONE, DROPPED)
+
+    def retry(self, key: Key, positions: Positions) -> None:
+        """Put running blocks back among the ready ones. Raises `ValueError` if a block is not running."""
+        self._move(self._nodes[key], positions, RUNNING, READY)
+
+    def fail(self, key: Key, positions: Positions) -> None:
+        """Set running blocks aside; what reads them waits for ever. Raises `ValueError` if a block is not running."""
+        self._move(self._nodes[key], positions, RUNNING, FAILED)
+
+    def set_aside(self, key: Key, positions: Positions) -> None:
+        """Blocks that are not to be tried, though they are not done: what reads them waits for ever. Of those that run
+        or are done already, nothing changes.
+        """
+        node = self._nodes[key]
+        places = node.blocks.sweep.places(positions)
+        for state in (WAITING, READY):
+            node.blocks.set(places[node.blocks.states[places] == state], state, FAILED)
+        self._note(node)
 
     @property
-    def waiting_queue(self) -> int:
-        """Number of blocks that could run now."""
-        return len(self._queue)
+    def finished(self) -> bool:
+        """Whether nothing is running and nothing ready."""
+        return not self._running and not self._with_ready
 
     def counts(self) -> dict[str, Counts]:
         """Blocks by stage fingerprint."""
-        out: dict[str, Counts] = {}
-        for (fingerprint, _), states in self._states.items():
-            before = out.get(fingerprint, Counts())
-            number = np.bincount(states, minlength=5).tolist()
-            out[fingerprint] = Counts(
-                total=before.total + states.size,
-                done=before.done + number[DONE],
-                running=before.running + number[RUNNING],
-                failed=before.failed + number[FAILED],
-            )
-        return out
+        tallies: dict[str, list[list[int]]] = {}
+        for (fingerprint, _), node in self._nodes.items():
+            tallies.setdefault(fingerprint, []).append(node.blocks.tally)
+        return {fingerprint: _counts(several) for fingerprint, several in tallies.items()}
 
-    def _consider(self, key: tuple[str, str], index: Vec) -> None:
-        step = self._steps[key]
-        if self._states[key][step.grid.position(index)] != WAITING:
-            return
-        box = step.grid.block_box(index)
-        for need in step.needs:
-            upstream = (need.fingerprint, need.step)
-            if upstream not in self._steps:
-                continue
-            grid, states = self._steps[upstream].grid, self._states[upstream]
-            if any(states[grid.position(i)] != DONE for i in grid.touching(box.grow(need.low, need.high))):
-                return
-        self._push(key, index)
+    @staticmethod
+    def _link(node: _Node, source: _Node, need: Need) -> None:
+        reach = reads(node.step.grid, source.step.grid, need.low, need.high)
+        node.upstream.append(_Link(reach, node, source))
+        source.readers.append(_Link(turned(reach, source.step.grid.counts), source, node))
 
-    def _push(self, key: tuple[str, str], index: Vec) -> None:
-        step = self._steps[key]
-        position = step.grid.position(index)
-        self._states[key][position] = READY
-        heapq.heappush(self._queue, (-self._depth[key], position, Task(*key, index)))
+    def _move(self, node: _Node, positions: Positions, before: int, after: int) -> None:
+        node.blocks.move(positions, before, after)
+        if before == RUNNING:
+            self._running -= positions.size
+        self._note(node)
 
-    def _set(self, task: Task, state: int) -> None:
-        key = (task.fingerprint, task.step)
-        self._states[key][self._steps[key].grid.position(task.index)] = state
+    def _note(self, node: _Node) -> None:
+        if node.blocks.tally[READY]:
+            self._with_ready.add(node.depth)
+        else:
+            self._with_ready.discard(node.depth)
+
+
+def _demand(node: _Node) -> Positions:
+    """Set apart what is wanted and what not; returns the blocks whose outputs nobody will read any more."""
+    idle = []
+    blocks = node.blocks
+    for part in blocks.parts():
+        states = blocks.states[part]
+        wanted: npt.NDArray[np.bool_] = node.unread[part] > 0 if node.droppable else np.ones(states.size, np.bool_)
+        idle.append(np.flatnonzero((states == DONE) & ~wanted) + part.start)
+        states[(states == DROPPED) & wanted] = WAITING
+        states[(states == WAITING) & ~wanted] = SKIPPED
+    return blocks.sweep.positions(np.concatenate(idle))
+
+
+def _find_ready(node: _Node) -> None:
+    blocks = node.blocks
+    for part in blocks.parts():
+        states = blocks.states[part]
+        states[(states == WAITING) & (node.missing[part] == 0)] = READY
+    blocks.count()
+
+
+def _counts(tallies: Iterable[Sequence[int]]) -> Counts:
+    waiting, ready, running, done, failed, dropped, skipped = (sum(states) for states in zip(*tallies, strict=True))
+    return Counts(
+        total=waiting + ready + running + done + failed + dropped + skipped,
+        done=done + dropped,
+        running=running,
+        failed=failed,
+        ready=ready,
+        waiting=waiting,
+        skipped=skipped,
+    )

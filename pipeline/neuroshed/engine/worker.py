@@ -2,46 +2,143 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import socket
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from neuroshed.geometry import Vec
+from neuroshed.engine.capture import kept_lines
+from neuroshed.engine.watchdog import limit
+from neuroshed.geometry import Grid
+from neuroshed.stages.base import Done, Stage
 from neuroshed.stages.registry import load_stage
+from neuroshed.storage import volumes
 from neuroshed.storage.files import is_disk_full
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one block went: `error` is None if its outputs stand whole on disk."""
-
-    index: Vec
-    seconds: float
-    voxels: int = 0
-    figures: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
-    trace: str = ""
-    disk_full: bool = False
-    worker_died: bool = False
-    """Its process ended while the block was there, perhaps through another block."""
-
-
-def run_blocks(stage_file: Path, digest: str, step: str, indices: list[Vec]) -> list[Outcome]:
-    """Run several blocks of one step; a block that fails says so in its outcome and never stops the others.
+class Job:
+    """Blocks of one step that travel together.
 
     `digest` is that of the stage's file, so that a worker that lives on between runs never uses a stale one.
     """
-    return [_run_block(stage_file, digest, step, index) for index in indices]
+
+    stage_file: str
+    digest: str
+    step: str
+    positions: tuple[int, ...]
+    """Places of the blocks in raster order of the step's grid."""
+    seconds: float | None = None
+    """Time limit of each block."""
+    verify: bool = False
+    """Whether what a block writes is read back and compared."""
+    check: bool = False
+    """Whether the outputs of a block are opened and checked after it."""
 
 
-def _run_block(stage_file: Path, digest: str, step: str, index: Vec) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A block that raised an error."""
+
+    position: int
+    error: str
+    """Type and first line of the text."""
+    trace: str
+    log: tuple[str, ...]
+    """The last lines that were logged while it ran."""
+    disk_full: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a job went. Blocks that are neither done nor failed were not tried."""
+
+    done: tuple[int, ...]
+    """Blocks whose outputs stand whole at their final place."""
+    seconds: float
+    """Spent in those blocks."""
+    figures: dict[str, Any]
+    """What they say of themselves, added up; under `largest` the largest segment: its voxels and id."""
+    failed: tuple[Failed, ...]
+    host: str
+    worker: str
+    busy: float
+    """Seconds that the whole job took."""
+
+
+def run_job(job: Job) -> Report:
+    """Run the blocks of a job one after another. A block that fails says so in the report and never stops the others,
+    unless the disk is full, which ends the job.
+    """
     start = time.perf_counter()
+    done, seconds, failed = [], 0.0, []
+    figures: dict[str, Any] = {"voxels": 0}
+    with kept_lines() as lines:
+        for position in job.positions:
+            lines.clear()
+            begin = time.perf_counter()
+            try:
+                result = _run_block(job, position)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            # Libraries written in Rust panic with errors that are no `Exception`.
+            except BaseException as error:
+                failed.append(_failed(position, error, tuple(lines), time.perf_counter() - begin))
+                if failed[-1].disk_full:
+                    break
+                continue
+            seconds += time.perf_counter() - begin
+            done.append(position)
+            _add(figures, result)
+    busy = time.perf_counter() - start
+    return Report(tuple(done), seconds, figures, tuple(failed), socket.gethostname(), _worker_name(), busy)
+
+
+def _run_block(job: Job, position: int) -> Done:
+    stage, grid = _load(job.stage_file, job.digest, job.step)
+    index = grid.index(position)
+    with limit(job.seconds, f"{stage.title} {job.step or 'blocks'} {list(index)}"):
+        with volumes.reading_back() if job.verify else nullcontext():
+            done = stage.run(job.step, index)
+        if job.check:
+            stage.check_outputs(job.step, index)
+    return done
+
+
+@functools.lru_cache(maxsize=64)
+def _load(stage_file: str, digest: str, step: str) -> tuple[Stage, Grid]:
+    stage = load_stage(Path(stage_file), digest)
+    return stage, {known.name: known.grid for known in stage.steps}[step]
+
+
+def _failed(position: int, error: BaseException, log: tuple[str, ...], seconds: float) -> Failed:
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    trace = "".join(traceback.format_exception(error))
+    return Failed(position, text, trace, log, is_disk_full(error), seconds)
+
+
+def _add(figures: dict[str, Any], done: Done) -> None:
+    """Take in the figures of a block."""
+    figures["voxels"] += done.voxels
+    values = dict(done.figures)
+    if "largest_voxels" in values:
+        found = [int(values.pop("largest_voxels")), int(values.pop("largest_segment"))]
+        # Of equals the one with the smaller id, whatever the order in which blocks end.
+        figures["largest"] = max(figures.get("largest", found), found, key=lambda size: (size[0], -size[1]))
+    for name, value in values.items():
+        figures[name] = figures.get(name, 0) + value
+
+
+def _worker_name() -> str:
+    from distributed import get_worker
+
     try:
-        done = load_stage(stage_file, digest).run(step, index)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        trace, full = traceback.format_exc(), is_disk_full(error)
-        return Outcome(index, time.perf_counter() - start, error=text, trace=trace, disk_full=full)
-    return Outcome(index, time.perf_counter() - start, done.voxels, done.figures)
+        return str(get_worker().name)
+    except ValueError:
+        return f"process {os.getpid()}"

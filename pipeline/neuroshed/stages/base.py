@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -114,6 +114,10 @@ class Stage(BaseModel, ABC):
     @abstractmethod
     def memory_bytes(self, step: str) -> int:
         """Predicted peak memory of one block's task, in bytes, beyond what an idle worker holds."""
+
+    def resource(self, step: str) -> Literal["cpu", "gpu"]:
+        """What kind of worker runs a step."""
+        return "cpu"
 
     @property
     def output_bytes(self) -> int:

@@ -117,6 +117,10 @@ class Predict(Stage):
         self.affinities.write(box, affinities)
         return Done(box.size)
 
+    def resource(self, step: str) -> Literal["cpu", "gpu"]:
+        """A worker with a GPU, if the network runs on one."""
+        return "gpu" if self.device.startswith("cuda") else "cpu"
+
     @property
     def output_bytes(self) -> int:
         """Three bytes a voxel of whole blocks."""

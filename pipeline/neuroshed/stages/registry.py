@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -23,21 +23,34 @@ from neuroshed.stages.verify import Verify
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.files import make_folder, replace_file
 
-AnyStage = Annotated[
-    Affinities
-    | Agglomerate
-    | Contingency
-    | Fragments
-    | Import
-    | MutexFragments
-    | Predict
-    | Segment
-    | Verify
-    | WaterzFragments
-    | WaterzScores,
-    Field(discriminator="kind"),
+_KINDS: list[type[Stage]] = [
+    Affinities,
+    Agglomerate,
+    Contingency,
+    Fragments,
+    Import,
+    MutexFragments,
+    Predict,
+    Segment,
+    Verify,
+    WaterzFragments,
+    WaterzScores,
 ]
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyStage)
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[Union[tuple(_KINDS)], Field(discriminator="kind")])  # noqa: UP007
+
+
+def add_kind(stage: type[Stage]) -> None:
+    """Make a further kind of stage known to this process; each worker has to do so too, say by a Dask preload.
+
+    It takes the place of one of the same kind.
+    """
+    kind = stage.model_fields["kind"].default
+    _KINDS[:] = [known for known in _KINDS if known.model_fields["kind"].default != kind] + [stage]
+    _adapter.cache_clear()
 
 
 def save_stage(stage: Stage) -> Path:
@@ -56,7 +69,7 @@ def stage_digest(path: Path) -> str:
 def parse_stage(text: str | bytes, source: Path) -> Stage:
     """The stage that the JSON of `source` describes. Raises `InputError` if this version knows no such stage."""
     try:
-        stage: Stage = _ADAPTER.validate_json(text)
+        stage: Stage = _adapter().validate_json(text)
     except ValidationError as error:
         raise InputError(
             f"{source} was written by another version ({error.error_count()} fields differ); use that one, or start a "

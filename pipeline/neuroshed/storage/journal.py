@@ -1,103 +1,229 @@
-"""The journal of a run: an append-only record of what is done and what failed, and the lock of its one writer.
+"""The journal of a run: an append-only record of what is done and what failed, and the only thing that is believed.
 
-Each session of the coordinator writes a segment of its own, one checksummed JSON line an event. A line counts once
-it is synced; a tail torn by a crash is dropped. Readers never block the writer.
+Its one writer holds a lease, and a ledger of what all events add up to. A batch of events counts once it is synced and
+the lease was seen to be held after that. On disk a segment grows, in an object store each batch is an object. When much
+was written, the ledger takes the place of the events. Readers never disturb the writer.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import socket
-import zlib
-from collections.abc import Iterable, Iterator
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from neuroshed.errors import InputError, WorkflowError
-from neuroshed.storage.files import make_folder, sync_path
+from neuroshed.errors import InputError
+from neuroshed.geometry import Grid
+from neuroshed.storage.files import sync_path
+from neuroshed.storage.formats import format_event
+from neuroshed.storage.lease import FOLDER, PACE, Lease, Pace
+from neuroshed.storage.ledger import Ledger
+from neuroshed.storage.locations import Location
+from neuroshed.storage.segments import (
+    Content,
+    Event,
+    Segment,
+    encode,
+    events_in,
+    read_segments,
+    segments_in,
+)
+from neuroshed.version import __version__
+
+SEGMENT_BYTES = 16 << 20
+COMPACT_BYTES = 64 << 20
+COMPACT_SEGMENTS = 1000
+OBJECT_SECONDS = 1.0
+"""How often events are worth an object of their own."""
 
 
 class Journal:
-    """The writer's side. Use as a context manager; a second writer is refused with the first one's name."""
+    """The writer's side. Use as a context manager; a second writer is refused with the first one's name.
 
-    def __init__(self, run_folder: Path) -> None:
-        self.run_folder = run_folder
-        self.folder = run_folder / "journal"
+    Entering raises `WorkflowError` if the run is being worked on, `InputError` if the journal is damaged. All else
+    raises `LeaseLostError` once another writer took over.
+    """
+
+    def __init__(self, run_folder: Location | Path | str, name: str = "neuroshed", pace: Pace = PACE) -> None:
+        self.run_folder = Location.of(run_folder)
+        self.ledger = Ledger()
+        """What all events add up to, those included that are not yet durable."""
+        self._folder = self.run_folder / FOLDER
+        self.flush_seconds = 0.0 if self._folder.is_local else OBJECT_SECONDS
+        """How long to wait between two calls of `flush`, so that it pays."""
+        self._lease = Lease(self.run_folder, name, pace)
+        self._waiting: list[bytes] = []
+        self._number = 0
+        self._file: int | None = None
+        self._file_bytes = 0
+        self._bytes = self._segments = 0
+        self._failed: BaseException | None = None
 
     def __enter__(self) -> Journal:
-        make_folder(self.folder)
-        self._lock = (self.folder / "lock").open("a+")
+        self._lease.__enter__()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise WorkflowError(
-                f"run {self.run_folder} is being worked on by {holder}; wait for it or stop it"
-            ) from None
-        try:
-            self._lock.truncate(0)
-            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            self._lock.flush()
-            number = max((int(path.stem) for path in _segments(self.folder)), default=0) + 1
-            # Unbuffered: what a full disk refused is not tried again when the file is closed.
-            self._segment = (self.folder / f"{number:06d}.log").open("xb", buffering=0)
-            sync_path(self.folder)
+            contents = read_segments(self._folder, self._lease.epoch)
+            self.ledger = _ledger(self._folder, contents)
+            written = [content for segment, content in contents.items() if not segment.base]
+            self._bytes, self._segments = sum(len(content.data) for content in written), len(written)
+            seal = {str(segment): len(content.data) for segment, content in contents.items()}
+            self._waiting.append(encode({"e": "sealed", "segments": seal}))
+            self.append([self._session()])
+            self.flush()
         except BaseException:
-            self._lock.close()
+            self._close()
+            self._lease.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._segment.close()
-        self._lock.truncate(0)
-        self._lock.close()
+        try:
+            if value is None:
+                self._end(None)
+            elif self._failed is None:
+                # What stopped the run is told, not that the journal could not note it.
+                with suppress(Exception):
+                    self._end(f"{type(value).__name__}: {value}")
+        finally:
+            self._close()
+            self._lease.__exit__(kind, value, trace)
 
-    def append(self, events: Iterable[dict[str, Any]]) -> None:
-        """Record events; they are on disk when this returns."""
-        lines = b"".join(_line(event) for event in events)
-        if lines:
-            written = self._segment.write(lines)
-            while written < len(lines):
-                written += self._segment.write(lines[written:])
-            os.fsync(self._segment.fileno())
+    def part(self, fingerprint: str, step: str, grid: Grid) -> int:
+        """The id by which events name the blocks of a grid, which is declared if it is new."""
+        number = self.ledger.part(fingerprint, step, grid)
+        if number is not None:
+            return number
+        event = self.ledger.declaration(fingerprint, step, grid)
+        self.append([event])
+        return int(event["id"])
+
+    def append(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Take in events, for the next `flush`. Raises `ValueError` for one that makes no sense."""
+        for event in events:
+            line = encode(dict(event))
+            self.ledger.apply(dict(event))
+            self._waiting.append(line)
+
+    def flush(self) -> None:
+        """Make all events durable; they are when this returns, and the run was not taken over before they were.
+
+        After a failure nothing more can be written: what has reached the store is known to the next writer only.
+        """
+        if self._failed is not None:
+            raise self._failed
+        self._lease.check()
+        if not self._waiting:
+            return
+        try:
+            self._write(b"".join(self._waiting))
+            self._waiting.clear()
+            self._lease.check(fresh=True)
+            if self._bytes > COMPACT_BYTES or self._segments > COMPACT_SEGMENTS:
+                self._compact()
+        except BaseException as error:
+            self._failed = error
+            raise
+
+    def check(self) -> None:
+        """Raise `LeaseLostError` if another writer took the run over; cheap."""
+        self._lease.check()
+
+    def _session(self) -> Event:
+        holder = self._lease.holder
+        return {
+            "e": "session",
+            "epoch": self._lease.epoch,
+            "name": holder.name,
+            "host": holder.host,
+            "pid": holder.pid,
+            "version": __version__,
+            "python": platform.python_version(),
+            "time": round(time.time(), 3),
+        }
+
+    def _end(self, error: str | None) -> None:
+        self.append([{"e": "end", "epoch": self._lease.epoch, "error": error, "time": round(time.time(), 3)}])
+        self.flush()
+
+    def _write(self, lines: bytes) -> None:
+        if not self._folder.is_local:
+            lines = encode(format_event()) + lines
+            _create(self._next(), lines)
+        else:
+            if self._file is None or self._file_bytes > SEGMENT_BYTES:
+                self._file, self._file_bytes = _open(self._next().local), 0
+                lines = encode(format_event()) + lines
+            _append(self._file, lines)
+            self._file_bytes += len(lines)
+        self._bytes += len(lines)
+
+    def _next(self, *, base: bool = False) -> Location:
+        self._close()
+        self._number += 1
+        self._segments += 1
+        return self._folder / str(Segment(self._lease.epoch, self._number, base))
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _compact(self) -> None:
+        """Put the ledger in the place of all events. Old segments go only when it is durable, and surely ours."""
+        base = Segment(self._lease.epoch, self._number + 1, base=True)
+        events = [format_event(), {"e": "base"}, *self.ledger.events()]
+        _create(self._next(base=True), b"".join(map(encode, events)))
+        self._lease.renew()
+        self._bytes = self._segments = 0
+        for segment in segments_in(self._folder):
+            if segment < base:
+                (self._folder / str(segment)).delete()
 
 
-def read_journal(run_folder: Path) -> Iterator[dict[str, Any]]:
-    """All recorded events of a run, oldest first; none if it never started.
+def read_ledger(run_folder: Location | Path | str) -> Ledger:
+    """What the journal of a run adds up to now; empty if it never started. Never disturbs its writer.
 
-    Raises `InputError` if a line before the end of a segment is damaged: what follows it could not be trusted.
+    Raises `InputError` if a segment is missing or damaged before its end: what follows could not be trusted.
     """
-    for path in _segments(run_folder / "journal"):
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines):
-            event = _parse(line)
-            if event is not None:
-                yield event
-            elif any(_parse(later) is not None for later in lines[number + 1 :]):
-                raise InputError(f"{path} is damaged at line {number + 1}; restore the file or start a new run folder")
-            else:
-                break
+    folder = Location.of(run_folder) / FOLDER
+    return _ledger(folder, read_segments(folder))
 
 
-def _segments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.log"))
+def read_events(run_folder: Location | Path | str) -> Iterator[Event]:
+    """The events themselves, oldest first, as far as no base stands for them."""
+    yield from events_in(read_segments(Location.of(run_folder) / FOLDER))
 
 
-def _line(event: dict[str, Any]) -> bytes:
-    text = json.dumps(event, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+def _ledger(folder: Location, contents: dict[Segment, Content]) -> Ledger:
+    ledger = Ledger()
+    for event in events_in(contents):
+        try:
+            ledger.apply(event)
+        except ValueError as error:
+            raise InputError(f"the journal {folder} does not add up ({error}); start a new run folder") from error
+    return ledger
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    checksum, _, text = line.partition(b" ")
-    if not text or checksum != b"%08x" % zlib.crc32(text):
-        return None
-    event: dict[str, Any] = json.loads(text)
-    return event
+def _create(place: Location, data: bytes) -> None:
+    # A store that answers too late may deny what it did.
+    if not place.create(data) and place.read_bytes() != data:
+        raise InputError(f"{place} was written by somebody else; start a new run folder")
+
+
+def _open(path: Path) -> int:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
+    sync_path(path.parent)
+    return file
+
+
+def _append(file: int, lines: bytes) -> None:
+    left = memoryview(lines)
+    while left:
+        left = left[os.write(file, left) :]
+    os.fsync(file)

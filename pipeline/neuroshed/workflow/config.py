@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from neuroshed.engine.attempts import FailureOptions
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
@@ -63,6 +64,7 @@ def _not_negative(value: Vec) -> Vec:
     return value
 
 
+Keep = Literal["segmentation", "fragments", "merges", "affinities"]
 Affinity = Annotated[str, BeforeValidator(decimal_text)]
 Shape = Annotated[Vec, AfterValidator(_positive)]
 Halo = Annotated[Vec, AfterValidator(_not_negative)]
@@ -173,13 +175,17 @@ class Workflow(_Strict):
     """Voxels of one file, z y x; a block is made of whole shards. Default: the block."""
     thresholds: Annotated[tuple[Affinity, ...], Field(min_length=1)] = ("0.3", "0.5")
     """One segmentation for each: fragments join where their score is at least this."""
-    keep: tuple[Literal["fragments"], ...] = ()
-    """What else is written: `fragments`, the labels before any merge."""
+    keep: tuple[Keep, ...] = ("segmentation", "merges", "affinities")
+    """What is there at the end: `segmentation` always; `fragments`, the labels before any merge, are written only if
+    they are named; `merges`, from which `cut` makes other thresholds, and predicted `affinities`, which other
+    parameters need, are deleted block by block as soon as nothing reads them any more, unless they are named.
+    """
     semantics: SemanticOptions | None = None
     """Classes of tissue that are not merged with each other."""
     box: Box | None = None
     """Trial region: [[z0, y0, x0], [z1, y1, x1]], half-open. Default: the whole volume."""
     cluster: ClusterConfig = ClusterConfig()
+    failures: FailureOptions = FailureOptions()
     predict: PredictOptions = PredictOptions()
     engine: Literal["exact", "waterz"] = "exact"
     """`waterz`: waterz on blocks with context, merged by connected components of its scores; depends on the blocks.
@@ -230,6 +236,8 @@ class Workflow(_Strict):
                 f"threshold {below[0]} is below agglomerate.lowest_threshold {self.agglomerate.lowest_threshold}; "
                 "lower that one or leave the threshold out"
             )
+        if "segmentation" not in self.keep:
+            raise ValueError(f"keep {list(self.keep)} lacks segmentation; name all that is to be there at the end")
         if len(set(self.thresholds)) < len(self.thresholds):
             raise ValueError(f"thresholds {list(self.thresholds)} name one twice")
         return self

@@ -10,16 +10,20 @@ from pathlib import Path
 import yaml
 
 from neuroshed.engine.clusters import ClusterConfig
-from neuroshed.engine.coordinator import Watcher, restore
+from neuroshed.engine.coordinator import Options, restore
+from neuroshed.engine.progress import Watcher
 from neuroshed.errors import WorkflowError
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.kernels.scores import TOP_SCORE
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.segment import FRAGMENTS, Segment
-from neuroshed.storage.files import replace_file
+from neuroshed.storage.journal import read_ledger
+from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import decimal_text, parse, read_yaml
-from neuroshed.workflow.run import PLAN_FILE, WORKFLOW_FILE, Summary, planned_stages, run_stages, status
+from neuroshed.workflow.run import PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE, planned_stages, run_stages
+from neuroshed.workflow.status import recorded
+from neuroshed.workflow.summary import Summary
 
 
 def cut(
@@ -53,15 +57,16 @@ def cut(
     planned = {stage.fingerprint: stage for stage in both}
     values["thresholds"] = [s.threshold for s in planned.values() if s.threshold != FRAGMENTS]
     if any(stage.threshold == FRAGMENTS for stage in planned.values()):
-        values["keep"] = sorted({*values.get("keep", ()), FRAGMENTS})
+        values["keep"] = list(dict.fromkeys([*workflow.keep, FRAGMENTS]))
     files = {
         WORKFLOW_FILE: yaml.safe_dump(values, sort_keys=False),
         PLAN_FILE: json.dumps([stage.model_dump(mode="json") for stage in planned.values()], indent=2),
     }
-    done = run_stages(run_folder, new, cluster or workflow.cluster, watch, files, "the same command goes on")
-    summary = status(run_folder) | {"wall_seconds": done["wall_seconds"]}
+    options = Options(cluster=cluster or workflow.cluster, failures=workflow.failures, watch=watch)
+    done = run_stages(run_folder, new, options, files, "the same command goes on")
+    summary = recorded(Location.of(run_folder)) | {"wall_seconds": done["wall_seconds"]}
     summary["restored_blocks"] -= sum(row["done"] for row in done["stages"].values()) - done["restored_blocks"]
-    replace_file(run_folder / "summary.json", json.dumps(summary, indent=2).encode())
+    (Location.of(run_folder) / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
     return summary
 
 
@@ -85,8 +90,14 @@ def _wanted(agglomerate: Agglomerate, thresholds: Sequence[str | float], fragmen
 
 
 def _check_done(run_folder: Path, stages: Sequence[Stage], agglomerate: Agglomerate) -> None:
-    _, progress = restore(run_folder, stages)
+    ledger = read_ledger(Location.of(run_folder))
+    _, progress, _ = restore(ledger, stages)
     for stage in (*agglomerate.upstream, agglomerate):
+        if any(ledger.dropped(stage.fingerprint, step.name, step.grid).any() for step in stage.steps):
+            raise WorkflowError(
+                f"run {run_folder} did not keep its merges; add `merges` to `keep` in {run_folder / WORKFLOW_FILE} and "
+                "run that"
+            )
         counts = progress.stages[stage.fingerprint]
         if counts.done < counts.total:
             raise WorkflowError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,13 +25,18 @@ from neuroshed.stages.blocks import BlockStage
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.predict import Predict
-from neuroshed.stages.segment import Segment
+from neuroshed.stages.segment import FRAGMENTS, Segment
 from neuroshed.stages.semantics import Semantics
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.models import load_model
 from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
 from neuroshed.workflow.config import Workflow
+
+FRONTIER_LAYERS = 4
+"""Layers of blocks across the longest axis in which predicted affinities wait for the last that reads them: two by
+geometry, and as many for blocks at workers.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Plan:
         return ordered(self.segments)
 
     @property
+    def droppable(self) -> set[tuple[str, str]]:
+        """Steps (fingerprint of the stage, name) whose outputs are not kept."""
+        return droppable_steps(self.stages, self.workflow.keep)
+
+    @property
     def fragments(self) -> BlockStage:
         """The stage that makes fragments."""
         return self.segments[0].agglomerate.fragments
@@ -62,6 +73,7 @@ class Plan:
                 "blocks": sum(len(step.grid) for step in stage.steps),
                 "memory_bytes": max(stage.memory_bytes(step.name) for step in stage.steps),
                 "output_bytes": stage.output_bytes,
+                "kept": not any((stage.fingerprint, step.name) in self.droppable for step in stage.steps),
             }
             for stage in self.stages
             if stage.steps
@@ -77,8 +89,28 @@ class Plan:
             if isinstance(source, Predict)
             else None,
             "suggested_block_multiple": list(source.lattice.stride) if isinstance(source, Predict) else None,
+            "peak_disk_bytes": self.peak_disk_bytes,
             "stages": rows,
         }
+
+    @property
+    def peak_disk_bytes(self) -> int:
+        """Upper bound of what the run's arrays take on disk at a time, before compression."""
+        total = sum(stage.output_bytes for stage in self.stages)
+        source = self.fragments.source
+        if isinstance(source, Predict) and (source.fingerprint, "") in self.droppable:
+            # Blocks are done in sweeps along the longest axis, and read one block beyond.
+            frontier = FRONTIER_LAYERS * len(source.grid) // max(source.grid.counts)
+            total -= source.output_bytes * max(len(source.grid) - frontier, 0) // len(source.grid)
+        return total
+
+
+def droppable_steps(stages: Sequence[Stage], keep: Collection[str]) -> set[tuple[str, str]]:
+    """Steps (fingerprint of the stage, name) of a run whose outputs are not kept, by the words of `keep`."""
+    dropped: list[Stage] = [stage for stage in stages if isinstance(stage, Predict) and "affinities" not in keep]
+    if "merges" not in keep:
+        dropped += [stage for stage in stages if isinstance(stage, BlockStage | WaterzScores | Agglomerate)]
+    return {(stage.fingerprint, step.name) for stage in dropped for step in stage.steps}
 
 
 def make_plan(workflow: Workflow) -> Plan:
@@ -120,7 +152,7 @@ def make_plan(workflow: Workflow) -> Plan:
     share = workflow.agglomerate.alarm_share
     segments = (
         Segment(run_folder=run_folder, agglomerate=agglomerate, threshold=threshold, alarm_share=share)
-        for threshold in (*workflow.keep, *workflow.thresholds)
+        for threshold in (*([FRAGMENTS] if FRAGMENTS in workflow.keep else []), *workflow.thresholds)
     )
     return Plan(workflow, run_folder, tuple(segments))
 

@@ -1,37 +1,46 @@
-"""A run: starting it, going on with it, saying how it stands. The run folder holds all that is needed."""
+"""A run: starting it, going on with it, trying again what failed. The run folder holds all that is needed."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neuroshed.engine.clusters import ClusterConfig
-from neuroshed.engine.coordinator import Failure, Progress, Watcher, execute, ordered, restore
-from neuroshed.errors import InputError, RunFailedError, StorageFullError, WorkflowError
+from neuroshed.engine.control import Wish
+from neuroshed.engine.coordinator import Options, execute, ordered, restore
+from neuroshed.engine.progress import Failure, Progress
+from neuroshed.errors import InputError, RunFailedError, RunStoppedError, StorageFullError, WorkflowError
+from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.registry import parse_stage
-from neuroshed.stages.segment import Segment
-from neuroshed.storage.files import is_disk_full, replace_file
-from neuroshed.storage.journal import Journal
+from neuroshed.storage.files import is_disk_full
+from neuroshed.storage.journal import Journal, read_ledger
+from neuroshed.storage.locations import Location
+from neuroshed.storage.models import load_model
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.plan import Plan, make_plan
+from neuroshed.workflow.provenance import user
+from neuroshed.workflow.sessions import attended
+from neuroshed.workflow.summary import Summary, failure_text, stopped_text, summarise
 
-Summary = dict[str, Any]
 WORKFLOW_FILE = "workflow.yaml"
 PLAN_FILE = "plan.json"
+SUMMARY_FILE = "summary.json"
+MODEL_CARD_FILE = "model_card.json"
 
 
-def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
+def start(plan: Plan, options: Options | None = None) -> Summary:
     """Run what is missing of a plan and return the summary, which is also written to `summary.json`.
 
-    Raises `RunFailedError` (with the summary as its `summary`) if blocks failed.
+    Cluster, failures and what may be dropped are those of the plan. Raises `RunFailedError` (with the summary as its
+    `summary`) if blocks failed, `RunStoppedError` if somebody asked for it.
     """
     workflow = plan.workflow.model_dump(mode="json", exclude_none=True)
     # Paths as they are meant from anywhere: `resume` may be called in another folder.
@@ -49,40 +58,56 @@ def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
         WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
         PLAN_FILE: json.dumps([segment.model_dump(mode="json") for segment in plan.segments], indent=2),
     }
+    if isinstance(source, Predict):
+        files[MODEL_CARD_FILE] = load_model(source.model).card.model_dump_json(indent=2)
     again = f"`neuroshed resume {plan.run_folder}` goes on"
-    return run_stages(plan.run_folder, plan.stages, plan.workflow.cluster, watch, files, again)
+    used = replace(
+        options or Options(), cluster=given.cluster, failures=given.failures, droppable=frozenset(plan.droppable)
+    )
+    return run_stages(plan.run_folder, plan.stages, used, files, again)
 
 
 def run_stages(
     run_folder: Path,
     stages: Sequence[Stage],
-    cluster: ClusterConfig,
-    watch: Watcher,
+    options: Options,
     files: Mapping[str, str] | None = None,
     again: str = "the same command goes on",
 ) -> Summary:
     """Execute stages and sum up; `files` are put into the run folder before. `again` says how to go on after an error.
 
-    Raises `RunFailedError` if any block is not done at the end, `StorageFullError` if the disk fills up,
-    `WorkflowError` if the folder cannot be written or another coordinator works on the run.
+    Raises `RunFailedError` if any block is not done at the end, `RunStoppedError` if that was asked for,
+    `StorageFullError` if the disk fills up, `WorkflowError` if the folder cannot be written or another coordinator
+    works on the run.
     """
     begin = time.monotonic()
+    place = Location.of(run_folder)
     # Nothing is written but by the one who holds the journal.
-    with _told(run_folder, again), Journal(run_folder) as journal:
+    with _told(place, again), Journal(place, user()) as journal, attended(journal, stages, options) as used:
         for name, text in (files or {}).items():
-            replace_file(run_folder / name, text.encode())
-        progress = execute(journal, stages, cluster, watch)
-        summary = summarise(run_folder, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
-        replace_file(run_folder / "summary.json", json.dumps(summary, indent=2).encode())
-    if summary["status"] != "done":
-        error = RunFailedError(_failure_text(run_folder, progress.failures, again))
-        error.summary = summary
-        raise error
+            (place / name).put(text.encode())
+        progress = execute(journal, stages, used)
+        summary = summarise(place, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
+        (place / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
+        if summary["status"] != "done":
+            raise _not_done(place, progress, options, summary, again)
     return summary
 
 
+def _not_done(
+    run_folder: Location, progress: Progress, options: Options, summary: Summary, again: str
+) -> RunFailedError | RunStoppedError:
+    error: RunFailedError | RunStoppedError
+    if options.control.wish != Wish.RUN:
+        error = RunStoppedError(stopped_text(run_folder, progress.failures, options.control.reason, again))
+    else:
+        error = RunFailedError(failure_text(run_folder, progress.failures, again))
+    error.summary = summary
+    return error
+
+
 @contextmanager
-def _told(run_folder: Path, again: str) -> Iterator[None]:
+def _told(run_folder: Location, again: str) -> Iterator[None]:
     """Say in one line what the file system would not do, or that the cluster is gone."""
     try:
         yield
@@ -102,8 +127,8 @@ def _told(run_folder: Path, again: str) -> Iterator[None]:
         ) from error
 
 
-def resume(run_folder: Path, watch: Watcher = lambda progress: None) -> Summary:
-    """Go on with a run where it stopped; failed blocks are tried again.
+def resumed(run_folder: Path) -> Plan:
+    """The plan with which a run goes on.
 
     Raises `WorkflowError` if an input or the model is no longer what the run was planned with.
     """
@@ -122,31 +147,68 @@ def resume(run_folder: Path, watch: Watcher = lambda progress: None) -> Summary:
             f"run {run_folder} was planned with other inputs: {changed[0]}; put them back, or compute anew with "
             f"`neuroshed run {file}`"
         )
-    return start(plan, watch)
+    return plan
 
 
-def status(run_folder: Path) -> Summary:
-    """How a run stands, from its folder alone; never disturbs a coordinator at work."""
-    stages = planned_stages(run_folder)
-    _, progress = restore(run_folder, stages)
-    return summarise(run_folder, stages, progress)
+def resume(run_folder: Path, options: Options | None = None) -> Summary:
+    """Go on with a run where it stopped; failed blocks are tried again. Raises what `resumed` and `start` raise."""
+    return start(resumed(run_folder), options)
 
 
-def planned_stages(run_folder: Path) -> list[Stage]:
+def retry(
+    run_folder: Path, stage: str | None = None, blocks: Collection[Vec] = (), options: Options | None = None
+) -> Summary:
+    """Go on with a run, and of the blocks that failed try only those of `stage` and among `blocks` again (both if they
+    are given, all of them if none is). Raises `WorkflowError` if none is meant, and what `resume` raises.
+    """
+    check_retry(run_folder, stage, blocks)
+    used = replace(options or Options(), again=lambda failure: is_meant(failure, stage, blocks))
+    return resume(run_folder, used)
+
+
+def check_retry(run_folder: Path, stage: str | None, blocks: Collection[Vec]) -> list[Failure]:
+    """The blocks that `retry` would try again. Raises `WorkflowError` if there is none."""
+    _, progress, _ = restore(read_ledger(Location.of(run_folder)), planned_stages(run_folder))
+    found = [failure for failure in progress.failures if is_meant(failure, stage, blocks)]
+    if found:
+        return found
+    if not progress.failures:
+        raise WorkflowError(
+            f"run {run_folder} has no failed blocks; `neuroshed resume {run_folder}` goes on with what is not done"
+        )
+    failures = sorted(progress.failures, key=lambda failure: (failure.stage, failure.index))
+    listed = [f"{failure.stage} {','.join(map(str, failure.index))}" for failure in failures]
+    shown = "; ".join(listed[:10]) + (f"; and {len(listed) - 10} more" if len(listed) > 10 else "")
+    asked = [*([f"stage {stage}"] if stage else []), *(f"block {','.join(map(str, block))}" for block in blocks)]
+    raise WorkflowError(f"no failed block of run {run_folder} matches {', '.join(asked)}; failed are {shown}")
+
+
+def is_meant(failure: Failure, stage: str | None, blocks: Collection[Vec]) -> bool:
+    """Whether a failure is of a stage, given by its title or the first word of it, and one of the blocks.
+
+    >>> is_meant(Failure("segment 0.5", "paint", (0, 1, 2), "", ""), "segment", [(0, 1, 2)])
+    True
+    """
+    of_stage = stage is None or stage in (failure.stage, failure.stage.partition(" ")[0])
+    return of_stage and (not blocks or failure.index in blocks)
+
+
+def planned_stages(run_folder: Path | Location) -> list[Stage]:
     """The stages of the newest plan of a run. Raises `InputError` if the folder holds none."""
-    file = run_folder / PLAN_FILE
-    again = f"`neuroshed run {run_folder / WORKFLOW_FILE}` writes it anew and goes on"
-    if not file.is_file():
-        remedy = again if (run_folder / WORKFLOW_FILE).is_file() else "check the path"
-        raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); {remedy}")
+    place = Location.of(run_folder)
+    file = place / PLAN_FILE
+    again = f"`neuroshed run {place / WORKFLOW_FILE}` writes it anew and goes on"
+    if not file.exists():
+        remedy = again if (place / WORKFLOW_FILE).exists() else "check the path"
+        raise InputError(f"{place} holds no run ({PLAN_FILE} is missing); {remedy}")
     try:
         values = json.loads(file.read_bytes())
         if not isinstance(values, list) or not values:
             raise ValueError("it lists no stages")
-        values = [_moved(value, str(run_folder)) for value in values]
+        values = [_moved(value, str(place)) for value in values]
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}); {again}") from error
-    return ordered([parse_stage(json.dumps(value), file) for value in values])
+    return ordered([parse_stage(json.dumps(value), Path(str(file))) for value in values])
 
 
 def _moved(values: Any, run_folder: str) -> Any:
@@ -155,67 +217,6 @@ def _moved(values: Any, run_folder: str) -> Any:
         return values
     moved = {key: _moved(value, run_folder) for key, value in values.items()}
     return moved | {"run_folder": run_folder} if "run_folder" in values else moved
-
-
-def summarise(run_folder: Path, stages: Sequence[Stage], progress: Progress) -> Summary:
-    """Blocks by stage, failures, and the paths of outputs."""
-    rows: dict[str, Any] = {}
-    for stage in stages:
-        counts = progress.stages.get(stage.fingerprint)
-        if counts is not None:
-            rows[stage.title] = {
-                "blocks": counts.total,
-                "done": counts.done,
-                "failed": sum(failure.stage == stage.title for failure in progress.failures),
-                "seconds": round(progress.seconds.get(stage.fingerprint, 0.0), 3),
-            }
-    complete = all(row["done"] == row["blocks"] for row in rows.values())
-    outputs: dict[str, Any] = {}
-    for stage in stages:
-        for name, found in stage.report().items():
-            outputs[name] = outputs.get(name, {}) | found if isinstance(found, dict) else found
-    largest, alarms = _largest(stages, progress)
-    return {
-        "run": str(run_folder),
-        "status": "done" if complete else "failed" if progress.failures else "unfinished",
-        "stages": rows,
-        "restored_blocks": progress.restored,
-        "largest_segments": largest,
-        "alarms": alarms,
-        "failures": [
-            {"stage": f.stage, "step": f.step, "block": list(f.index), "error": f.error, "trace": f.trace}
-            for f in progress.failures
-        ],
-        **outputs,
-    }
-
-
-def _largest(stages: Sequence[Stage], progress: Progress) -> tuple[dict[str, Any], list[str]]:
-    """The largest segment at each threshold, and a warning for each that holds too much of the region."""
-    found, alarms = {}, []
-    for stage in stages:
-        voxels, segment = progress.largest.get(stage.fingerprint, (0, 0))
-        if not isinstance(stage, Segment) or not voxels:
-            continue
-        share = voxels / stage.agglomerate.fragments.region.size
-        found[stage.threshold] = {"segment": segment, "voxels": voxels, "share": round(share, 6)}
-        if share > stage.alarm_share:
-            alarms.append(
-                f"at {stage.threshold} segment {segment} holds {share:.1%} of the region (alarm at "
-                f"{stage.alarm_share:.1%}), most likely by a false merge; try a higher threshold, agglomerate.max_size "
-                "or semantics"
-            )
-    return found, alarms
-
-
-def _failure_text(run_folder: Path, failures: Sequence[Failure], again: str) -> str:
-    if not failures:
-        return f"run {run_folder} ended with blocks that could not run; {again}"
-    first, number = failures[0], len(failures)
-    return (
-        f"{number} block{'s' if number > 1 else ''} of run {run_folder} failed, the first of stage {first.stage} at "
-        f"{list(first.index)}: {first.error}; mend the cause, then {again}"
-    )
 
 
 def _difference(old: Stage, new: Stage) -> str | None:

@@ -8,14 +8,18 @@ import uuid
 from pathlib import Path
 
 from neuroshed.engine.clusters import ClusterConfig
-from neuroshed.engine.coordinator import Watcher, restore
+from neuroshed.engine.coordinator import Options, restore
+from neuroshed.engine.progress import Watcher
 from neuroshed.engine.readiness import Counts
 from neuroshed.errors import RunFailedError, WorkflowError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage, Step
 from neuroshed.stages.verify import Verify
+from neuroshed.storage.journal import read_ledger
+from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
-from neuroshed.workflow.run import WORKFLOW_FILE, Summary, planned_stages, run_stages
+from neuroshed.workflow.run import WORKFLOW_FILE, planned_stages, run_stages
+from neuroshed.workflow.summary import Summary
 
 
 def verify(
@@ -27,12 +31,25 @@ def verify(
 ) -> Summary:
     """Compute `blocks` blocks of each step of the run again (None: all), picked by `seed`, and compare.
 
-    Stages that are not done are left out and listed as `unfinished`. Raises `RunFailedError` if any block differs or
+    Stages that are not done are left out and listed as `unfinished`, and so are those of which outputs were dropped, or
+    outputs that they read. Raises `RunFailedError` if any block differs or
     cannot be computed again, `WorkflowError` if no stage is done.
     """
     stages = planned_stages(run_folder)
-    _, progress = restore(run_folder, stages)
-    finished = [stage for stage in stages if stage.steps and _done(stage, progress.stages)]
+    ledger = read_ledger(Location.of(run_folder))
+    _, progress, _ = restore(ledger, stages)
+    dropped = {
+        stage.fingerprint
+        for stage in stages
+        if any(ledger.dropped(stage.fingerprint, step.name, step.grid).any() for step in stage.steps)
+    }
+    finished = [
+        stage
+        for stage in stages
+        if stage.steps
+        and _done(stage, progress.stages)
+        and dropped.isdisjoint(read.fingerprint for read in (stage, *stage.upstream))
+    ]
     unfinished = [stage.title for stage in stages if stage.steps and stage not in finished]
     if not finished:
         raise WorkflowError(
@@ -49,7 +66,8 @@ def verify(
     file = run_folder / WORKFLOW_FILE
     used = cluster or parse(read_yaml(str(file)), str(file)).cluster
     try:
-        summary = run_stages(scratch, checks, used, watch, again=f"`neuroshed verify {run_folder}` checks again")
+        again = f"`neuroshed verify {run_folder}` checks again"
+        summary = run_stages(scratch, checks, Options(cluster=used, watch=watch), again=again)
     except RunFailedError as error:
         error.summary = (error.summary or {}) | {"run": str(run_folder), "unfinished": unfinished}
         raise

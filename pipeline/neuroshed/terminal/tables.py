@@ -1,67 +1,14 @@
-"""What the command line shows: a progress bar for each stage, and tables of plans, states and scores."""
+"""Tables and lines that commands print: plans, summaries, scores, what can be removed."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from neuroshed.kernels.metrics import RAND_VARIANTS
-
-
-class Bars:
-    """A bar for each stage on standard error; call it with a coordinator's progress."""
-
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("blocks"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def __call__(self, progress: Any) -> None:
-        """Show the state of a run (an `engine.coordinator.Progress`)."""
-        for fingerprint, counts in progress.stages.items():
-            if fingerprint not in self._tasks:
-                title = progress.titles[fingerprint]
-                self._tasks[fingerprint] = self._bars.add_task(title, total=counts.total, note="", start=False)
-            task = self._tasks[fingerprint]
-            if counts.done or counts.running:
-                self._bars.start_task(task)
-            note = f"[red]{counts.failed} failed[/red]" if counts.failed else ""
-            self._bars.update(task, completed=counts.done, note=note)
-            if counts.done == counts.total:
-                self._bars.stop_task(task)
-
-
-def size(count: float) -> str:
-    """Bytes for people.
-
-    >>> size(3 * 2**30)
-    '3.0 GiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} PiB"
+from neuroshed.terminal.units import size
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -78,22 +25,6 @@ def print_plan(plan: dict[str, Any]) -> None:
             f"redundant compute: {plan['redundant_compute']:.2f} voxels go through the network for each voxel written; "
             f"blocks that are multiples of {plan['suggested_block_multiple']} need the least"
         )
-
-
-def print_status(summary: dict[str, Any]) -> None:
-    """A table of stages and the failures."""
-    table = Table(title=f"{summary['run']}: {summary['status']}")
-    for column in ("stage", "done", "of", "failed", "task seconds"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for title, row in summary["stages"].items():
-        table.add_row(title, f"{row['done']:,}", f"{row['blocks']:,}", f"{row['failed']:,}", f"{row['seconds']:,.1f}")
-    console = Console()
-    console.print(table)
-    for alarm in summary["alarms"]:
-        console.print(f"ALARM: {alarm}", markup=False, highlight=False)
-    for failure in summary["failures"][:10]:
-        where = f"{failure['stage']} {failure['step']} {failure['block']}"
-        console.print(f"failed: {where}: {failure['error']}", markup=False, highlight=False)
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -133,3 +64,30 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
         numbers = (f"{row[name]:.3f}" for name in ("voi_split", "voi_merge", "voi"))
         table.add_row(threshold, *numbers, *rand, f"{row['segments']} / {row['truth_labels']}")
     Console().print(table)
+
+
+def print_finds(found: dict[str, Any]) -> None:
+    """What can be removed, and how much that frees, by reason."""
+    console = Console()
+    if not found["finds"]:
+        console.print(f"nothing to remove in {found['run']}", markup=False, highlight=False)
+        return
+    table = Table()
+    for column in ("what", "why", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for row in found["finds"]:
+        name = row["path"].removeprefix(found["run"]).lstrip("/")
+        name += f" ({row['files']:,} files)" if row["files"] else ""
+        table.add_row(name, row["reason"], size(row["bytes"]))
+    console.print(table)
+    by_reason = ", ".join(f"{reason} {size(count)}" for reason, count in found["by_reason"].items())
+    console.print(f"in all {size(found['bytes'])}: {by_reason}", markup=False, highlight=False)
+
+
+def print_cleaned(found: dict[str, Any]) -> None:
+    """How much was freed."""
+    if not found["finds"]:
+        print_finds(found)
+        return
+    told = f"freed {size(found['bytes'])}" if found["removed"] else "nothing was removed"
+    Console(soft_wrap=True).print(f"{told} in {found['run']}", markup=False, highlight=False)

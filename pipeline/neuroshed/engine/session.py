@@ -1,0 +1,245 @@
+"""One connection to a cluster, from the first job to the last: jobs go out, reports come in, workers come and go.
+
+No task graph is ever built. A job names blocks by their places; workers load the stage themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from neuroshed.engine.books import Books, Work
+from neuroshed.engine.clusters import Connection
+from neuroshed.engine.control import Control, Wish
+from neuroshed.engine.dispatch import Demand, Windows
+from neuroshed.engine.watchdog import read_faults
+from neuroshed.engine.worker import Job, Report, run_job
+from neuroshed.errors import RunFailedError, StorageFullError
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+"""How often workers are counted and whoever watches is told, if nothing else happens."""
+OUT_OF_MEMORY = "its worker process died; the usual cause is too little memory: use smaller blocks or fewer workers"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    work: Work
+    demand: Demand
+    future: Any
+    worker: str
+    host: str
+
+
+class SchedulerLostError(OSError):
+    """The scheduler does not answer any more."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is the same for all jobs of a run: each stage's file and its digest, by fingerprint, and how blocks run."""
+
+    files: dict[str, tuple[str, str]]
+    seconds: float | None
+    verify_writes: bool
+
+
+class Session:
+    """Sends what the books say comes next until nothing is left, somebody stops it, or the scheduler is lost."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        books: Books,
+        orders: Orders,
+        control: Control,
+        watch: Callable[[], None],
+        tick: Callable[[dict[str, dict[str, Any]]], None],
+    ) -> None:
+        """`watch` is called whenever blocks ended, `tick` every second with the workers as the scheduler lists them."""
+        self.connection, self.books, self.orders = connection, books, orders
+        self.control, self._watch, self._tell = control, watch, tick
+        self.windows = Windows()
+        self._sent: dict[int, _Sent] = {}
+        self._ended: queue.SimpleQueue[tuple[int, Report | BaseException]] = queue.SimpleQueue()
+        # Another session's job of the same name would answer for ours.
+        self._name = uuid.uuid4().hex[:12]
+        self._number = 0
+        self._next_tick = self._next_report = 0.0
+        self._reports: list[tuple[Work, Report]] = []
+        # Workers that died, as long as the scheduler still lists them.
+        self._dead: set[str] = set()
+        self._without_workers: float | None = None
+
+    def run(self, patience: float) -> None:
+        """Returns when nothing is left to do, or when what was begun is finished after a wish to drain.
+
+        Raises `SchedulerLostError`, `StorageFullError` if a disk is full, `RunFailedError` if no worker came for
+        `patience` seconds. Blocks that were on their way are as if never sent.
+        """
+        try:
+            while True:
+                self._tick(patience)
+                self.books.wake(time.monotonic())
+                if self.control.wish == Wish.STOP:
+                    return
+                if self.control.wish == Wish.DRAIN or self.books.stopped_by:
+                    self._take_back()
+                else:
+                    self._send()
+                if not self._sent and (self.control.wish or self.books.stopped_by or self.books.idle):
+                    return
+                self._collect()
+        finally:
+            self._leave()
+            self._report()
+
+    def _send(self) -> None:
+        threads = self.windows.threads
+        while (found := self.books.next_work(self.windows.place, threads)) is not None:
+            work, demand, address = found
+            self._number += 1
+            file, digest = self.orders.files[work.key[0]]
+            job = Job(file, digest, work.key[1], work.positions, self.orders.seconds, verify=self.orders.verify_writes)
+            # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
+            future = self.connection.client.submit(
+                run_job, job, key=("neuroshed", self._name, self._number), workers=[address], pure=False
+            )
+            host = next(worker.host for worker in self.windows.workers if worker.address == address)
+            self._sent[self._number] = _Sent(work, demand, future, address, host)
+            self.windows.add(self._number, address, demand, work.alone)
+            self.connection.client.loop.add_callback(self._await, self._number, future)
+
+    async def _await(self, number: int, future: Any) -> None:
+        """Runs in the loop of Dask's client, which fetches results there."""
+        try:
+            outcome = await future
+        except BaseException as error:
+            outcome = error
+        self._ended.put((number, outcome))
+
+    def _collect(self) -> None:
+        """Wait for the next job to end, or for a while, and take in all that have ended."""
+        ended = []
+        try:
+            ended.append(self._ended.get(timeout=self._patience()))
+            while True:
+                ended.append(self._ended.get_nowait())
+        except queue.Empty:
+            pass
+        full = None
+        for number, outcome in ended:
+            if isinstance(outcome, Report):
+                sent = self._forget(number)
+                if sent is not None:
+                    self._reports.append((sent.work, outcome))
+                    full = next((failed.error for failed in outcome.failed if failed.disk_full), full)
+            else:
+                self._failed(number, outcome)
+        if full or not self._sent or time.monotonic() >= self._next_report:
+            self._report()
+        if full:
+            raise StorageFullError(f"no space left for run {self.books.journal.run_folder} ({full})")
+
+    def _report(self) -> None:
+        """Have the books record what came in; not more often than pays, where each record is an object in a store."""
+        reports, self._reports = self._reports, []
+        if reports:
+            self.books.report(reports)
+            self._next_report = time.monotonic() + self.books.journal.flush_seconds
+            self._watch()
+
+    def _patience(self) -> float:
+        until = min(self._next_tick, self.books.attempts.next_due or self._next_tick)
+        if self._reports:
+            until = min(until, self._next_report)
+        return min(max(until - time.monotonic(), 0.0), TICK_SECONDS)
+
+    def _failed(self, number: int, error: BaseException) -> None:
+        """A job ended without a report."""
+        from distributed import KilledWorker
+
+        if number not in self._sent:
+            return
+        if isinstance(error, KilledWorker):
+            self._died(self._sent[number].worker)
+            return
+        if self.connection.client.status != "running" or isinstance(error, OSError):
+            raise SchedulerLostError(f"{type(error).__name__}: {error}")
+        sent = self._forget(number)
+        assert sent is not None
+        log.warning("a job of %d blocks came back: %s: %s", len(sent.work.positions), type(error).__name__, error)
+        # Not through its blocks: what they raise is in the report.
+        self.books.died(sent.work, f"job lost: {type(error).__name__}: {error}".splitlines()[0], "", sent.worker, "")
+
+    def _died(self, address: str) -> None:
+        """A worker is gone. Each of its jobs may be to blame: of those that it had finished word may be lost."""
+        self._dead.add(address)
+        numbers = self.windows.leave(address)
+        trace = read_faults(self.connection.faults) if numbers and self.connection.faults else ""
+        error = trace.splitlines()[0] if trace else OUT_OF_MEMORY
+        for number in numbers:
+            sent = self._sent.pop(number)
+            log.warning("worker %s died with %d blocks", sent.worker, len(sent.work.positions))
+            self.books.died(sent.work, error, trace, sent.worker, sent.host)
+
+    def _forget(self, number: int) -> _Sent | None:
+        self.windows.remove(number)
+        return self._sent.pop(number, None)
+
+    def _tick(self, patience: float) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + TICK_SECONDS
+        try:
+            found = self.connection.workers()
+        except OSError as error:
+            raise SchedulerLostError(str(error)) from error
+        for address in self.windows.missing(found.keys()):
+            self._died(address)
+        self._dead &= found.keys()
+        found = {address: info for address, info in found.items() if address not in self._dead}
+        self.windows.update(self.connection.described(address, info) for address, info in found.items())
+        self._check_workers(found, patience, now)
+        self._tell(found)
+
+    def _check_workers(self, found: dict[str, Any], patience: float, now: float) -> None:
+        """Say what is waited for, and give up after `patience` seconds without any worker that fits."""
+        wanted = self.books.wanted()
+        lacking = [demand for demand in wanted if not self.windows.fits_somewhere(demand)]
+        if (found and len(lacking) < len(wanted)) or self._sent or not wanted:
+            self._without_workers, self.books.progress.note = None, ""
+            return
+        need = f"a worker with {lacking[0].memory_bytes / 1e9:.1f} GB" if found and lacking else "workers"
+        self.books.progress.note = f"waiting for {need}"
+        if self._without_workers is None:
+            self._without_workers = now
+            log.warning("waiting for %s", need)
+        if now - self._without_workers > patience:
+            raise RunFailedError(
+                f"run {self.books.journal.run_folder} waited {patience:.0f} s for {need} in vain; start some, or use "
+                "smaller blocks"
+            )
+
+    def _take_back(self) -> None:
+        """Take back jobs that no worker is at yet."""
+        numbers = [number for number in self._sent if not self.windows.at_work(number)]
+        for sent in [self._forget(number) for number in numbers]:
+            if sent is not None:
+                sent.future.cancel(force=True)
+                self.books.back(sent.work)
+
+    def _leave(self) -> None:
+        for number in list(self._sent):
+            sent = self._forget(number)
+            if sent is not None:
+                self.books.back(sent.work)
+                if self.connection.client.status == "running":
+                    sent.future.cancel(force=True)

@@ -1,0 +1,248 @@
+"""The lease of a run: one writer at a time, on any store, without comparing clocks of two machines.
+
+Who may write is decided by creating `epoch-NNNNNN`, which succeeds for one alone whatever the others have cached. The
+holder then raises a counter in `lease` every few seconds. Others take over when it is given back, when its process is
+seen to be gone, or when the counter stood still for longer than any cache keeps it, by their own clock. A holder that
+was taken over finds a later epoch and stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from neuroshed.errors import LeaseLostError, WorkflowError
+from neuroshed.storage.holders import Holder, held
+from neuroshed.storage.locations import Location
+
+log = logging.getLogger("neuroshed")
+
+FOLDER = "journal"
+# Goes on while the machine sleeps, where there is such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a lease is renewed, and how long its holder must be silent to be taken for gone."""
+
+    beat_seconds: float = 10.0
+    silence_seconds: float = 90.0
+    """Longer than the 60 s for which network file systems may show what was there before."""
+
+
+PACE = Pace()
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What `lease` says, or the file of a later epoch, whose holder has not written `lease` yet."""
+
+    epoch: int
+    holder: Holder | None
+    """None if it was given back."""
+    beat: int
+
+    def encode(self) -> bytes:
+        holder = self.holder and dataclasses.asdict(self.holder)
+        return json.dumps({"epoch": self.epoch, "holder": holder, "beat": self.beat}).encode()
+
+
+class Lease:
+    """A context manager that holds a run; a second holder is refused with the first one's name.
+
+    Entering may take `silence_seconds`, if the last holder was on another machine and gave nothing back. Raises
+    `WorkflowError` if the run is being worked on.
+    """
+
+    def __init__(self, run_folder: Location, name: str, pace: Pace = PACE) -> None:
+        self.run_folder, self.pace = run_folder, pace
+        self.holder = Holder.here(name)
+        self.epoch = 0
+        """Grows with every holder."""
+        self._folder = run_folder / FOLDER
+        self._lease = self._folder / "lease"
+        self._beat = 0
+        self._lost = ""
+        self._renewed = self._checked = 0.0
+        self._guard = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="neuroshed-lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._folder.make_folder()
+        held.add(self.holder.token)
+        try:
+            self._acquire()
+        except BaseException:
+            held.discard(self.holder.token)
+            raise
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(self.pace.beat_seconds)
+        try:
+            if not self._lost:
+                self._write(holder=None)
+        except Exception as error:
+            # The work is recorded; the next holder has to wait a little.
+            log.warning("the lease of run %s could not be given back (%s)", self.run_folder, error)
+        finally:
+            held.discard(self.holder.token)
+
+    def check(self, *, fresh: bool = False) -> None:
+        """Raise `LeaseLostError` if the run was taken over; looks again if `fresh`, or if the last look is old."""
+        now = _now()
+        if not self._lost and now - self._renewed > self.pace.silence_seconds / 2:
+            self._try_to_renew()
+        elif not self._lost and (fresh or now - self._checked > self.pace.beat_seconds):
+            found, tag = _read(self._lease)
+            self._judge(found, tag)
+            self._checked = now
+        if self._lost:
+            raise LeaseLostError(self._lost)
+
+    def renew(self) -> None:
+        """Raise the counter, which says beyond all caches that the lease is still held. Raises `LeaseLostError`."""
+        now = _now()
+        self._write(self.holder)
+        self._renewed = self._checked = now
+
+    def _acquire(self) -> None:
+        seen, since, asked = _look(self._folder), _now(), 0.0
+        while True:
+            alive = seen.holder is not None and seen.holder.alive
+            if alive:
+                raise self._refusal(seen)
+            if alive is False or asked - since >= self.pace.silence_seconds:
+                if self._claim(seen.epoch + 1):
+                    return
+                # Somebody was quicker, or what was seen is long past.
+                seen, since, asked = _look(self._folder, seen.epoch + 1), _now(), 0.0
+                continue
+            if not asked:
+                log.warning("%s holds run %s; seeing whether it still works", seen.holder, self.run_folder)
+            time.sleep(min(self.pace.beat_seconds, self.pace.silence_seconds) / 4)
+            asked = _now()
+            found = _look(self._folder, seen.epoch)
+            if (found.epoch, found.beat) > (seen.epoch, seen.beat):
+                if found.holder is not None and found.holder.alive is not False:
+                    raise self._refusal(found)
+                seen, since = found, asked
+
+    def _refusal(self, state: _State) -> WorkflowError:
+        run = self.run_folder
+        return WorkflowError(
+            f"run {run} is being worked on by {state.holder}; wait for it, or stop it with `neuroshed cancel {run}`"
+        )
+
+    def _claim(self, epoch: int) -> bool:
+        """Try to become the holder of an epoch; whether that went well."""
+        mine, file = _State(epoch, self.holder, 0), _epoch_file(self._folder, epoch)
+        # A store that answers too late may deny what it did.
+        if not file.create(mine.encode()) and _read(file)[0] != mine:
+            return False
+        self.epoch = epoch
+        self.renew()
+        return True
+
+    def _write(self, holder: Holder | None) -> None:
+        with self._guard:
+            if holder is not None and self._ended.is_set():
+                return
+            self._beat += 1
+            wanted = _State(self.epoch, holder, self._beat)
+            deadline = _now() + self.pace.silence_seconds
+            while True:
+                found, tag = _read(self._lease)
+                if found == wanted:
+                    return
+                self._judge(found, tag, later=_epoch_file(self._folder, self.epoch + 1))
+                if self._lost:
+                    raise LeaseLostError(self._lost)
+                if self._lease.create(wanted.encode()) if not tag else self._lease.put_if(wanted.encode(), tag):
+                    return
+                if _now() > deadline:
+                    raise WorkflowError(
+                        f"{self._lease} has shown what was there before for {self.pace.silence_seconds:g} s; try again "
+                        "later, or choose a store that shows what was written"
+                    )
+                time.sleep(self.pace.beat_seconds / 100)
+
+    def _judge(self, found: _State | None, tag: str, later: Location | None = None) -> None:
+        """Note whether the lease is lost, by what `lease` holds and whether the file of a later epoch is there."""
+        if later is not None and later.exists():
+            found = _read(later)[0] or _State(self.epoch + 1, None, 0)
+        if found is not None and found.epoch > self.epoch:
+            self._lost = f"run {self.run_folder} was taken over by {found.holder or 'another'}; this coordinator stops"
+        elif not tag and self._renewed:
+            self._lost = f"the lease of run {self.run_folder} was removed ({self._lease}); this coordinator stops"
+
+    def _keep(self) -> None:
+        while not self._lost and not self._ended.wait(self.pace.beat_seconds):
+            self._try_to_renew()
+
+    def _try_to_renew(self) -> None:
+        try:
+            self.renew()
+        except LeaseLostError:
+            pass
+        except Exception as error:
+            # Whatever the store's client raises; it may come back.
+            silent = _now() - self._renewed
+            log.warning("the lease of run %s cannot be renewed for %.0f s (%s)", self.run_folder, silent, error)
+            if silent > self.pace.silence_seconds / 2:
+                self._lost = (
+                    f"the lease of run {self.run_folder} could not be renewed for {silent:.0f} s ({error}); this "
+                    "coordinator stops, as another may take over"
+                )
+
+
+def holder_of(run_folder: Location) -> Holder | None:
+    """Who holds a run, for whoever asks; None if nobody does. Its `alive` says what can be told from this machine."""
+    return _look(run_folder / FOLDER).holder
+
+
+def _look(folder: Location, least: int = 0) -> _State:
+    """The newest epoch, at least the given one, and what is known of its holder."""
+    found, _ = _read(folder / "lease")
+    listed = (int(match[1]) for name in folder.names() if (match := re.fullmatch(r"epoch-(\d+)", name)))
+    top = max(least, found.epoch if found else 0, *listed, 0)
+    if found is not None and found.epoch == top:
+        return found
+    if top == 0:
+        return _State(0, None, 0)
+    claimed, _ = _read(_epoch_file(folder, top))
+    return claimed or _State(top, Holder("another coordinator", "an unknown host", 0), 0)
+
+
+def _epoch_file(folder: Location, epoch: int) -> Location:
+    return folder / f"epoch-{epoch:06d}"
+
+
+def _read(file: Location) -> tuple[_State | None, str]:
+    """What a file says, None if it cannot be made out, and its tag, empty if it is not there."""
+    try:
+        data, tag = file.read_tagged()
+    except FileNotFoundError:
+        return None, ""
+    try:
+        values = json.loads(data)
+        holder = None if values["holder"] is None else Holder.parse(values["holder"])
+        return _State(values["epoch"], holder, values["beat"]), tag
+    except (ValueError, KeyError, TypeError):
+        return None, tag
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)

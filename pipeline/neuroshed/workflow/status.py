@@ -1,0 +1,111 @@
+"""How a run stands: what its journal says, who works on it, and what that one shows of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from neuroshed.engine.coordinator import restore
+from neuroshed.errors import RunStoppedError
+from neuroshed.storage.holders import Holder
+from neuroshed.storage.journal import read_ledger
+from neuroshed.storage.lease import holder_of
+from neuroshed.storage.locations import Location
+from neuroshed.workflow.live import Snapshot, read_live
+from neuroshed.workflow.logs import LOG_FILE, LOG_FOLDER
+from neuroshed.workflow.run import planned_stages
+from neuroshed.workflow.summary import Summary, history, summarise
+
+FOLLOW_SECONDS = 2.0
+
+
+def recorded(run_folder: Location) -> Summary:
+    """The summary from the journal alone, with when the run `started` and how its last session `ended`, if it did."""
+    stages = planned_stages(run_folder)
+    ledger = read_ledger(run_folder)
+    _, progress, _ = restore(ledger, stages)
+    return summarise(run_folder, stages, progress) | history(ledger)
+
+
+def status(run_folder: Location) -> Summary:
+    """How a run stands, from its folder alone; never disturbs or waits for a coordinator at work.
+
+    `status` and the counts of blocks done are those of the journal. `state` is running, done, failed, stopped,
+    unfinished, or lost if its coordinator is gone without a word. `live` is what a coordinator at work shows of itself.
+    """
+    # First who holds it: one that ends meanwhile has recorded all before it gave the run back.
+    holder = holder_of(run_folder)
+    summary = recorded(run_folder)
+    live = None if holder is None or holder.alive is False else read_live(run_folder, holder)
+    for title, row in (live or {}).get("stages", {}).items():
+        if title in summary["stages"]:
+            _add_live(summary["stages"][title], row)
+    return summary | _presence(run_folder, holder, live, summary)
+
+
+def glance(run_folder: Location) -> Summary:
+    """As `status`, but while a coordinator shows how the blocks stand, that is taken for true and no journal is read:
+    quick, however long the journal is. Paths of outputs are left out then.
+    """
+    holder = holder_of(run_folder)
+    live = None if holder is None or holder.alive is False else read_live(run_folder, holder)
+    if live is None:
+        return status(run_folder)
+    complete = all(row["done"] + row["skipped"] == row["blocks"] for row in live["stages"].values())
+    summary = {
+        "run": str(run_folder),
+        "status": "done" if complete else "failed" if live["failed"] else "unfinished",
+        **{name: live[name] for name in ("stages", "restored_blocks", "failures", "alarms", "memory_bytes", "started")},
+        "ended": None,
+    }
+    return summary | _presence(run_folder, holder, live, summary)
+
+
+def follow(run_folder: Location, seconds: float = FOLLOW_SECONDS) -> Iterator[Summary]:
+    """How the run stands, again and again, until nobody works on it any more; the last one is its end."""
+    while True:
+        found = glance(run_folder)
+        yield found
+        if found["state"] != "running":
+            return
+        time.sleep(seconds)
+
+
+def _presence(run_folder: Location, holder: Holder | None, live: Snapshot | None, summary: Summary) -> Summary:
+    shown = None
+    if live is not None:
+        names = ("began", "time", "wish", "reason", "note", "seconds_left", "workers", "failed")
+        # Clocks of two machines may differ; whoever shows the age says so.
+        shown = {name: live[name] for name in names} | {"age_seconds": round(time.time() - live["time"], 1)}
+    return {
+        "state": _state(holder, summary),
+        "holder": None if holder is None else _described(holder),
+        "live": shown,
+        "log": str(run_folder / LOG_FOLDER / LOG_FILE),
+    }
+
+
+def _add_live(row: dict[str, Any], live: dict[str, Any]) -> None:
+    """What is at work, and how quick; of the two, the journal may be a little newer."""
+    row |= {name: live[name] for name in ("failed", "blocks_per_second", "voxels_per_second") if name in live}
+    left = max(row["blocks"] - row["done"] - row["skipped"] - row["failed"], 0)
+    row["running"] = min(live["running"], left)
+    row["waiting"] = left - row["running"]
+
+
+def _state(holder: Holder | None, summary: Summary) -> str:
+    if holder is not None and holder.alive is not False:
+        return "running"
+    if summary["status"] == "done":
+        return "done"
+    if holder is not None:
+        return "lost"
+    ended = summary["ended"]
+    if ended is not None and ended["error"] == RunStoppedError.__name__:
+        return "stopped"
+    return str(summary["status"])
+
+
+def _described(holder: Holder) -> dict[str, Any]:
+    return {"name": holder.name, "host": holder.host, "pid": holder.pid, "alive": holder.alive, "text": str(holder)}

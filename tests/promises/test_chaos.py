@@ -1,0 +1,197 @@
+"""Promise 2 at its hardest: whatever dies, hangs or lies, a run ends in the bytes of one left alone, or says why not."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import neuroshed
+from neuroshed.errors import BlockError
+from neuroshed.storage.volumes import open_volume
+
+from .chaos import KINDS, Case, Cluster, Place, Process, contents, drafts, endure, sample_files
+
+pytestmark = pytest.mark.system
+
+SEEDS = random.Random(20261123)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("input"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path / "chaos", SEEDS.getrandbits(32))
+    yield place
+    place.end()
+
+
+@pytest.fixture(scope="module")
+def alone(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    place = Place(tmp_path_factory.mktemp("alone") / "chaos", 0)
+    output = place.folder / "run"
+    try:
+        assert endure(place, output, case.settings(output, "local:2"), lambda *now: None, lambda number: {}) == [0]
+        assert place.wait_for_silence() == []
+    finally:
+        place.end()
+    assert drafts(output) == drafts(place.folder / "temporary") == []
+    return output
+
+
+class Storm:
+    """Kills somebody each time that so many blocks are done."""
+
+    def __init__(self, place: Place, victims: list[str], total: int, cluster: Cluster | None = None) -> None:
+        """Of `total` blocks, the last tenth is left in peace."""
+        self._place, self._cluster = place, cluster
+        self._victims = place.rng.sample(victims, len(victims))
+        self._targets = sorted(place.rng.randrange(total * 9 // 10) for _ in victims)
+
+    def __call__(self, coordinator: Process, done: int) -> None:
+        if self._cluster is not None:
+            self._cluster.tend()
+        if self._targets and done >= self._targets[0] and self._kill(self._victims[0], coordinator):
+            del self._targets[0], self._victims[0]
+
+    def _kill(self, victim: str, coordinator: Process) -> bool:
+        """Whether there was one."""
+        if victim == "coordinator":
+            self._place.kill(victim, coordinator)
+            coordinator.wait()
+            return True
+        if victim == "scheduler":
+            assert self._cluster is not None
+            self._place.kill(victim, self._cluster.scheduler)
+            return True
+        workers = (self._cluster.nannies if self._cluster else coordinator).workers()
+        if not workers:
+            return False
+        self._place.kill(victim, self._place.rng.choice(workers))
+        return True
+
+
+def total_blocks(run_folder: Path) -> int:
+    return sum(row["blocks"] for row in neuroshed.status(run_folder)["stages"].values())
+
+
+def check_same(place: Place, output: Path, alone: Path) -> None:
+    """Same bytes, nothing left over, nobody left alive."""
+    assert place.wait_for_silence() == [], place.told()
+    found, expected = contents(output), contents(alone)
+    assert sorted(found) == sorted(expected), place.told()
+    assert [name for name in expected if found[name] != expected[name]] == [], place.told()
+    assert neuroshed.status(output)["status"] == "done"
+
+
+def check_tidy(place: Place, output: Path) -> None:
+    """Nothing that killed processes began is left: neither drafts in the run folder, nor temporary folders."""
+    assert drafts(output) == [], place.told()
+    assert sorted(path.name for path in (place.folder / "temporary").iterdir()) == [], place.told()
+
+
+def test_killed_again_and_again_a_run_ends_in_the_same_bytes(case: Case, alone: Path, place: Place) -> None:
+    output = place.folder / "run"
+    storm = Storm(place, ["worker"] * 16 + ["coordinator"] * 6, total_blocks(alone))
+    files = sample_files(place.rng, alone, 2)
+    # Two starts in which the coordinator dies in a write of its own.
+    appends = {number: place.rng.randrange(2, 9) for number in place.rng.sample(range(4), 2)}
+
+    def orders(number: int) -> dict[str, Any]:
+        return {"die": files, **({"append": appends[number]} if number in appends else {})}
+
+    codes = endure(place, output, case.settings(output, "local:2"), storm, orders)
+    killed, inside = Counter(event["victim"] for event in place.events("victim")), place.events("inside")
+    print(codes, killed, Counter((event["inside"], event["stage"]) for event in inside))
+    assert set(codes[:-1]) == {-9}, place.told()
+    assert killed["worker"] >= 12
+    assert killed["coordinator"] >= 5
+    assert killed.total() + len(inside) >= 30
+    assert sum(event["inside"] == "journal" for event in inside) >= 1
+    assert {event["stage"] for event in inside} >= set(KINDS)
+    check_same(place, output, alone)
+    assert neuroshed.verify(output, blocks=1)["status"] == "equal"
+    check_tidy(place, output)
+
+
+def test_a_scheduler_killed_again_and_again_sinks_no_run(case: Case, alone: Path, place: Place) -> None:
+    output = place.folder / "run"
+    cluster = Cluster(place)
+    victims = ["scheduler"] * 5 + ["worker"] * 4 + ["coordinator"]
+    storm = Storm(place, victims, total_blocks(alone), cluster)
+    settings = case.settings(output, f"{{kind: address, address: '{cluster.address}', patience_seconds: 40}}")
+    codes = endure(place, output, settings, storm, lambda number: {})
+    killed = Counter(event["victim"] for event in place.events("victim"))
+    print(codes, killed)
+    # Not one start more than the coordinator's own death costs: it outlives all schedulers.
+    assert codes == [-9, 0], place.told()
+    assert killed == Counter(victims)
+    place.end()
+    check_same(place, output, alone)
+    check_tidy(place, output)
+
+
+def test_a_store_that_fails_delays_and_reorders_costs_time_only(case: Case, alone: Path, place: Place) -> None:
+    output = place.folder / "run"
+    settings = case.settings(output, "local:2")
+    codes = endure(place, output, settings, lambda *now: None, lambda number: {"rate": 0.25 / (number + 1)})
+    faults = Counter(event["fault"] for event in place.events("fault"))
+    print(codes, faults)
+    assert set(faults) == {"before", "cut", "after", "delay"}, place.told()
+    assert {event["stage"] for event in place.events("fault")} >= set(KINDS)
+    assert set(codes[:-1]) <= {1, 2}, place.told()
+    for process in place.processes:
+        assert "Traceback" not in process.text(), process.text()
+    check_same(place, output, alone)
+    check_tidy(place, output)
+
+
+def test_writes_that_lie_are_caught_when_they_are_verified(case: Case, alone: Path, place: Place) -> None:
+    output = place.folder / "run"
+    files = sample_files(place.rng, alone, 1)
+    settings = case.settings(output, "in-process:2")
+    codes = endure(place, output, settings, lambda *now: None, lambda number: {"cut": files}, "--verify-writes")
+    assert codes == [0], place.told()
+    lies = place.events("fault")
+    assert len(lies) == len(files), place.told()
+    assert {event["stage"] for event in lies} == set(KINDS)
+    check_same(place, output, alone)
+
+
+def test_a_write_that_lies_is_an_error_where_it_is_read_and_never_a_wrong_result(
+    case: Case, alone: Path, place: Place
+) -> None:
+    output = place.folder / "run"
+    settings = case.settings(output, "in-process:2", "failures={attempts: 1}")
+    files = {Path(name).parts[0].partition("-")[0]: name for name in sample_files(place.rng, alone, 1)}
+    # The last stage is read by nobody but the user.
+    segmentation = files.pop("segment")
+    coordinator = place.start("run", *settings, cut=[*files.values()])
+    assert coordinator.wait() == 1, place.told()
+    failures = neuroshed.status(output)["failures"]
+    assert failures, place.told()
+    assert any(name in failure["error"] for failure in failures for name in files.values()), (files, failures)
+    whole = contents(alone)
+    lies = {name for name in files.values() if (output / name).stat().st_size < len(whole[name])}
+    wrong = {name for name, data in contents(output).items() if data != whole.get(name)}
+    assert wrong == lies, place.told()
+    # What the message says brings it back.
+    for name in lies:
+        shutil.rmtree(output / Path(name).parts[0])
+    assert place.start("resume", str(output), cut=[segmentation]).wait() == 0, place.told()
+    shard = output / segmentation
+    assert shard.stat().st_size < len(whole[segmentation])
+    assert {name for name, data in contents(output).items() if data != whole[name]} == {segmentation}
+    path = next(folder for folder in shard.parents if folder.suffix == ".zarr")
+    volume = open_volume(path)
+    with pytest.raises(BlockError, match="damaged"):
+        volume.read(volume.box)
