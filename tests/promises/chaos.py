@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -29,10 +29,10 @@ from neuroshed.storage.journal import read_events
 from neuroshed.storage.ledger import positions_of
 from neuroshed.storage.models import ModelCard, save_model
 
-BOX, BLOCK = [[0, 0, 0], [90, 140, 35]], [24, 36, 18]
+BOX, BLOCK = [[0, 0, 0], [70, 100, 35]], [24, 36, 18]
 KINDS = ("predict", "fragments", "agglomerate", "segment")
 POLL_SECONDS = 0.02
-LONGEST_SECONDS = 120.0
+LONGEST_SECONDS = 240.0
 """Of all starts of a run together; then it counts as stuck."""
 
 
@@ -330,13 +330,3 @@ def sample_files(rng: random.Random, run_folder: Path, each: int) -> list[str]:
         for kind in (tables, shards):
             found += rng.sample(kind, min(each, len(kind)))
     return found
-
-
-def every(seconds: float) -> Iterator[bool]:
-    """True once in so many seconds."""
-    due = time.monotonic() + seconds
-    while True:
-        now = time.monotonic()
-        yield now >= due
-        if now >= due:
-            due = now + seconds

@@ -26,8 +26,8 @@ from typing import Any
 Orders = dict[str, Any]
 """`log`: where deaths and faults are noted. `die`: ends of paths, in the first write of which the process dies.
 `cut`: ends of paths whose first write is cut in half and said to be whole. `append`: the coordinator dies in its n-th
-write to the journal. `rate`, `seed`: share of writes that go wrong, and how. `deadly`, `endless`: [kind of stage, index]
-of a block that kills its process, that never ends.
+write to the journal. `rate`, `seed`: share of writes that go wrong, and how. `deadly`, `endless`: [kind of stage,
+index] of a block that kills its process, that never ends.
 """
 
 

@@ -174,7 +174,8 @@ def fill_disk_at(patch: pytest.MonkeyPatch, module: Any, call: int) -> None:
     write = getattr(files, name)
 
     def full(path: Path, *data: Any) -> Any:
-        calls[0] += 1
+        # What makes the process the run's holder still fits.
+        calls[0] += module is not files or path.name == "plan.json"
         if calls[0] < call:
             return write(path, *data)
         if module is nodes:
@@ -201,13 +202,12 @@ def full_journal(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("where", ["first node", "some node", "plan", "stage", "journal"])
 def test_a_full_disk_stops_the_run_which_goes_on_later(where: str, settings: list[str], tmp_path: Path) -> None:
     from neuroshed.stages import registry
-    from neuroshed.workflow import run
 
     with pytest.MonkeyPatch.context() as patch:
         if where == "journal":
             full_journal(patch)
         else:
-            module = {"plan": run, "stage": registry}.get(where, nodes)
+            module = {"plan": files, "stage": registry}.get(where, nodes)
             fill_disk_at(patch, module, 30 if where == "some node" else 1)
         with pytest.raises(StorageFullError) as caught:
             neuroshed.run("segment", settings)

@@ -12,12 +12,12 @@ from neuroshed.storage import holders
 from neuroshed.storage.locations import Location
 from tests.storage.objects import Store
 
-Place = Callable[[], Location]
+Client = Callable[[], Location]
 Machine = Callable[[str], None]
 
 
 @pytest.fixture(params=["disk", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Client:
     """The same run folder, for one more client at each call."""
     if request.param == "disk":
         return lambda: Location.of(tmp_path)

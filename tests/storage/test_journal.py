@@ -18,68 +18,68 @@ from neuroshed.storage.journal import Journal, read_events, read_ledger
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.ledger import Event, Ledger
 from neuroshed.storage.locations import Location
-from tests.storage.conftest import Place
+from tests.storage.conftest import Client
 from tests.storage.dying import die
 from tests.storage.objects import Store
 from tests.storage.records import GRID, STAGE, done, positions_in, record, recorded, segments, small, write
 
 
-def test_a_run_that_never_started_has_no_events(place: Place) -> None:
-    assert list(read_events(place())) == []
-    assert read_ledger(place()) == Ledger()
+def test_a_run_that_never_started_has_no_events(client: Client) -> None:
+    assert list(read_events(client())) == []
+    assert read_ledger(client()) == Ledger()
 
 
-def test_sessions_add_up(place: Place) -> None:
+def test_sessions_add_up(client: Client) -> None:
     for number in range(12):
-        write(place(), [2 * number, 2 * number + 1])
-    assert recorded(place()) == list(range(24))
-    kinds = [event["e"] for event in read_events(place())]
+        write(client(), [2 * number, 2 * number + 1])
+    assert recorded(client()) == list(range(24))
+    kinds = [event["e"] for event in read_events(client())]
     assert kinds == ["session", "part", "done", "done", "end"] + ["session", "done", "done", "end"] * 11
 
 
-def test_sessions_say_who_wrote_and_how_it_ended(place: Place) -> None:
-    with pytest.raises(KeyError, match="lost"), Journal(place(), "neuroshed run"):
+def test_sessions_say_who_wrote_and_how_it_ended(client: Client) -> None:
+    with pytest.raises(KeyError, match="lost"), Journal(client(), "neuroshed run"):
         raise KeyError("lost")
-    session, end = read_ledger(place()).sessions
+    session, end = read_ledger(client()).sessions
     assert (session["name"], session["pid"], session["epoch"]) == ("neuroshed run", os.getpid(), 1)
     assert (end["epoch"], end["error"]) == (1, "KeyError: 'lost'")
 
 
-def test_events_wait_for_a_flush(place: Place) -> None:
-    with Journal(place()) as journal:
+def test_events_wait_for_a_flush(client: Client) -> None:
+    with Journal(client()) as journal:
         number = journal.part(STAGE, "block", GRID)
         assert number == journal.part(STAGE, "block", GRID) == 1
         journal.append([done(3), done(4)])
         assert positions_in(journal.ledger) == [3, 4]
-        assert recorded(place()) == []
+        assert recorded(client()) == []
         journal.flush()
-        assert recorded(place()) == [3, 4]
+        assert recorded(client()) == [3, 4]
         journal.append([done(5)])
-    assert recorded(place()) == [3, 4, 5], "the end flushes"
+    assert recorded(client()) == [3, 4, 5], "the end flushes"
 
 
 @pytest.mark.parametrize("event", [{"e": "done", "id": 9, "at": [1]}, {"e": "rumour"}])
-def test_events_that_make_no_sense_are_not_taken(event: Event, place: Place) -> None:
-    with Journal(place()) as journal:
+def test_events_that_make_no_sense_are_not_taken(event: Event, client: Client) -> None:
+    with Journal(client()) as journal:
         with pytest.raises(ValueError, match="makes no sense"):
             journal.append([event])
         record(journal, 1)
-    assert recorded(place()) == [1]
+    assert recorded(client()) == [1]
 
 
-def test_a_second_writer_is_refused_by_name_and_readers_are_not(place: Place) -> None:
-    with Journal(place(), "neuroshed run") as journal:
+def test_a_second_writer_is_refused_by_name_and_readers_are_not(client: Client) -> None:
+    with Journal(client(), "neuroshed run") as journal:
         record(journal, 1)
-        before = len(segments(place()))
+        before = len(segments(client()))
         with pytest.raises(
             WorkflowError, match=rf"worked on by neuroshed run \(process {os.getpid()} on .+\); wait for"
         ):
-            Journal(place()).__enter__()
-        assert len(segments(place())) == before
-        assert recorded(place()) == [1]
+            Journal(client()).__enter__()
+        assert len(segments(client())) == before
+        assert recorded(client()) == [1]
         record(journal, 2)
-    write(place(), [3])
-    assert recorded(place()) == [1, 2, 3]
+    write(client(), [3])
+    assert recorded(client()) == [1, 2, 3]
 
 
 def test_a_write_that_fails_is_not_made_later(tmp_path: Path) -> None:
@@ -101,15 +101,15 @@ def test_a_write_that_fails_is_not_made_later(tmp_path: Path) -> None:
     assert recorded(run) == [1, 3]
 
 
-def test_after_a_write_that_failed_nothing_is_added_to_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "_append" if place().is_local else "_create"
+def test_after_a_write_that_failed_nothing_is_added_to_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "_append" if client().is_local else "_create"
     whole = getattr(module, name)
 
     def half(to: Any, lines: bytes) -> None:
         whole(to, lines[: len(lines) // 2])
         raise OSError("no space left")
 
-    journal = Journal(place()).__enter__()
+    journal = Journal(client()).__enter__()
     record(journal, 1)
     monkeypatch.setattr(module, name, half)
     with pytest.raises(OSError, match="no space left"):
@@ -118,9 +118,9 @@ def test_after_a_write_that_failed_nothing_is_added_to_it(place: Place, monkeypa
     with pytest.raises(OSError, match="no space left"):
         record(journal, 3)
     journal.__exit__(OSError, OSError(), None)
-    assert recorded(place()) == [1]
-    write(place(), [4])
-    assert recorded(place()) == [1, 4]
+    assert recorded(client()) == [1]
+    write(client(), [4])
+    assert recorded(client()) == [1, 4]
 
 
 def test_answers_that_are_lost_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,47 +131,49 @@ def test_answers_that_are_lost_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> No
     assert recorded(run) == [1, 2]
 
 
-def test_segments_stay_small_and_objects_are_whole_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+def test_segments_stay_small_and_objects_are_whole_batches(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
     monkeypatch.setattr(module, "SEGMENT_BYTES", 1000)
-    write(place(), range(50))
-    assert recorded(place()) == list(range(50))
-    sizes = [len(segment.read_bytes()) for segment in segments(place())]
-    local = segments(place())[0].is_local
+    write(client(), range(50))
+    assert recorded(client()) == list(range(50))
+    sizes = [len(segment.read_bytes()) for segment in segments(client())]
+    local = segments(client())[0].is_local
     assert max(sizes) < 1500
     assert len(sizes) == 52 if not local else 4 < len(sizes) < 20
-    assert all(segment.read_bytes().splitlines()[0].find(b'"format":2') > 0 for segment in segments(place()))
+    assert all(segment.read_bytes().splitlines()[0].find(b'"format":2') > 0 for segment in segments(client()))
 
 
 @pytest.mark.parametrize(("size", "count"), [(2000, 1000), (1 << 20, 3), (0, 1000)])
-def test_a_base_takes_the_place_of_events(size: int, count: int, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_takes_the_place_of_events(
+    size: int, count: int, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small(monkeypatch, size, count)
     monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
     for session in range(3):
-        write(place(), range(15 * session, 15 * session + 15))
-        assert recorded(place()) == list(range(15 * session + 15))
-    with Journal(place()) as journal:
+        write(client(), range(15 * session, 15 * session + 15))
+        assert recorded(client()) == list(range(15 * session + 15))
+    with Journal(client()) as journal:
         journal.append([{"e": "failed", "id": 1, "at": [99], "error": "no", "trace": "none"}])
         journal.append([{"e": "dropped", "id": 1, "at": [5]}])
         journal.flush()
-        assert read_ledger(place()) == journal.ledger
-    assert any(segment.name.endswith(".base") for segment in segments(place()))
-    assert sum(len(segment.read_bytes()) for segment in segments(place())) < size + 8000 if size < 1 << 20 else True
-    assert len(segments(place())) <= max(count, 10) + 2
-    assert len(read_ledger(place()).failures) == 1
+        assert read_ledger(client()) == journal.ledger
+    assert any(segment.name.endswith(".base") for segment in segments(client()))
+    assert sum(len(segment.read_bytes()) for segment in segments(client())) < size + 8000 if size < 1 << 20 else True
+    assert len(segments(client())) <= max(count, 10) + 2
+    assert len(read_ledger(client()).failures) == 1
 
 
-def test_bases_come_as_often_as_they_pay_whoever_wrote(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bases_come_as_often_as_they_pay_whoever_wrote(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, 1 << 20, 12)
     for session in range(20):
-        write(place(), [session])
-        assert len(segments(place())) < 17
+        write(client(), [session])
+        assert len(segments(client())) < 17
     compacted = []
     compact = Journal._compact
     monkeypatch.setattr(Journal, "_compact", lambda self: (compacted.append(1), compact(self)))
     monkeypatch.setattr(module, "SEGMENT_BYTES", 0)
-    write(place(), range(20, 80))
+    write(client(), range(20, 80))
     assert 5 <= len(compacted) <= 7
-    assert recorded(place()) == list(range(80))
+    assert recorded(client()) == list(range(80))
 
 
 class Crash(BaseException):

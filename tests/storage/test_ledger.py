@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import tracemalloc
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +35,10 @@ def ledger_of(events: Iterable[Event]) -> Ledger:
     for event in events:
         ledger.apply(json.loads(json.dumps(event)))
     return ledger
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data)).decode()
 
 
 class PlainLedger:
@@ -168,6 +174,30 @@ def test_blocks_of_a_trial_region_are_done_in_the_whole() -> None:
     assert ledger.figures == {"a": {"voxels": 8}}
 
 
+def test_the_lives_of_a_block() -> None:
+    ledger, grid = ledger_of([part(1, "a", "s", (0, 0, 0), (1, 1, 2))]), grid_of((0, 0, 0), (1, 1, 2))
+    lives = [
+        # event, done, dropped, failed, voxels counted
+        ("failed", False, False, True, 0),
+        ("done", True, False, False, 1),
+        ("dropped", False, True, False, 1),
+        ("failed", False, True, True, 1),
+        ("done", True, False, False, 1),
+        ("failed", False, False, True, 1),
+        ("done", True, False, False, 2),
+        ("done", True, False, False, 2),
+        ("dropped", False, True, False, 2),
+        ("dropped", False, True, False, 2),
+    ]
+    for kind, done, dropped, failed, voxels in lives:
+        ledger.apply({"e": kind, "id": 1, "at": [1], "figures": {"voxels": 1}})
+        assert ledger.done("a", "s", grid).tolist() == [False, done]
+        assert ledger.dropped("a", "s", grid).tolist() == [False, dropped]
+        assert list(ledger.failures) == [("a", "s", (0, 0, 1))] * failed
+        assert ledger.figures.get("a", {}).get("voxels", 0) == voxels
+        assert ledger_of(ledger.events()) == ledger
+
+
 def test_only_the_last_sessions_are_kept() -> None:
     ledger = ledger_of({"e": "session", "number": number} for number in range(SESSIONS_KEPT + 7))
     assert [event["number"] for event in ledger.sessions] == list(range(7, SESSIONS_KEPT + 7))
@@ -183,7 +213,17 @@ def test_only_the_last_sessions_are_kept() -> None:
         {"e": "dropped", "id": 1, "at": [[7, 0]]},
         {"e": "done", "id": 1, "at": "all"},
         {"e": "bits", "id": 1, "state": "done", "data": "AAAA"},
+        {"e": "bits", "id": 1, "state": "done", "data": packed(b"")},
+        {"e": "bits", "id": 1, "state": "done", "data": packed(bytes(1 << 24))},
+        {"e": "bits", "id": 1, "state": "failed", "data": packed(b"\xff")},
+        {"e": "done", "id": 1, "at": [0.5]},
+        {"e": "done", "id": [1], "at": [0]},
+        {"e": "figures", "stage": "a", "values": [1]},
+        part(2, "a", "s", (0, 0, 0), (10**6, 10**6, 10**6)),
+        part(2, "a", "s", (0, 0, 0), (10**9, 10**9, 10**9)),
+        part(2, "a", "s", (0, 0.5, 0), (2, 2, 2)),
         {"e": "unheard-of"},
+        {"e": ["done"]},
         part(1, "a", "s", (0, 0, 0), (2, 2, 2)),
         part(2, "a", "s", (0, 0, 0), (2, 0, 2)),
         {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +18,19 @@ from neuroshed.storage.lease import holder_of
 from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
 from neuroshed.storage.segments import Content, Segment, encode
-from tests.storage.conftest import Place
+from tests.storage.conftest import Client
 from tests.storage.records import GRID, STAGE, done, overwrite, positions_in, recorded, segments, small, write
 
 
-def test_a_torn_tail_is_dropped_wherever_it_is_cut(place: Place) -> None:
-    write(place(), [0])
-    if segments(place())[0].is_local:
-        write(place(), range(1, 5))
+def test_a_torn_tail_is_dropped_wherever_it_is_cut(client: Client) -> None:
+    write(client(), [0])
+    if segments(client())[0].is_local:
+        write(client(), range(1, 5))
     else:
-        with Journal(place()) as journal:
+        with Journal(client()) as journal:
             journal.append([done(position) for position in range(1, 5)])
-    segment = next(found for found in segments(place()) if b'"at":[4]' in found.read_bytes())
-    for later in segments(place())[segments(place()).index(segment) + 1 :]:
+    segment = next(found for found in segments(client()) if b'"at":[4]' in found.read_bytes())
+    for later in segments(client())[segments(client()).index(segment) + 1 :]:
         later.delete()
     whole = segment.read_bytes()
     ends = [at for at, byte in enumerate(whole) if byte == ord("\n") and b'"done"' in whole[:at].split(b"\n")[-1]]
@@ -38,9 +39,9 @@ def test_a_torn_tail_is_dropped_wherever_it_is_cut(place: Place) -> None:
         overwrite(segment, whole[:cut])
         # A line that lacks nothing but its end is whole.
         kept = sum(end <= cut for end in ends)
-        assert recorded(place()) == list(range(kept + 1)), cut
+        assert recorded(client()) == list(range(kept + 1)), cut
     overwrite(segment, whole + bytes(5000))
-    assert recorded(place()) == list(range(5)), "a file that grew before it was written"
+    assert recorded(client()) == list(range(5)), "a file that grew before it was written"
 
 
 def test_a_session_after_a_torn_one_goes_on(tmp_path: Path) -> None:
@@ -59,30 +60,30 @@ def test_a_session_after_a_torn_one_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", range(6))
 @pytest.mark.parametrize("at", [0, 5, 9, 30, -2])
-def test_damage_before_the_end_is_an_error(line: int, at: int, place: Place) -> None:
-    with Journal(place()) as journal:
-        number = len(segments(place()))
+def test_damage_before_the_end_is_an_error(line: int, at: int, client: Client) -> None:
+    with Journal(client()) as journal:
+        number = len(segments(client()))
         journal.part(STAGE, "block", GRID)
         journal.append([done(position) for position in range(7)])
-    segment = segments(place())[number - (1 if segments(place())[0].is_local else 0)]
+    segment = segments(client())[number - (1 if segments(client())[0].is_local else 0)]
     lines = segment.read_bytes().splitlines(keepends=True)
     damaged = bytearray(lines[line])
     damaged[at] ^= 0x04
     overwrite(segment, b"".join([*lines[:line], bytes(damaged), *lines[line + 1 :]]))
-    for action in (lambda: read_ledger(place()), Journal(place()).__enter__):
+    for action in (lambda: read_ledger(client()), Journal(client()).__enter__):
         with pytest.raises(InputError) as caught:
             action()
         assert f"{segment} is damaged at line {line + 1}" in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert holder_of(place()) is None
+    assert holder_of(client()) is None
 
 
-def test_segments_that_are_missing_or_cut_short_are_an_error(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+def test_segments_that_are_missing_or_cut_short_are_an_error(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
     monkeypatch.setattr(module, "SEGMENT_BYTES", 1)
     monkeypatch.setattr(reading, "TRIES", 2)
     for session in range(3):
-        write(place(), range(5 * session, 5 * session + 5))
-    found = segments(place())
+        write(client(), range(5 * session, 5 * session + 5))
+    found = segments(client())
     # Of the last session's segments, nobody has said yet that they were there.
     sealed = [segment for segment in found if not segment.name.startswith("000003")]
     assert len(sealed) >= 10
@@ -91,11 +92,11 @@ def test_segments_that_are_missing_or_cut_short_are_an_error(monkeypatch: pytest
         for harm in (segment.delete, partial(overwrite, segment, data[: len(data) // 2])):
             harm()
             with pytest.raises(InputError, match=f"lacks all or a part of {segment.name}; restore it"):
-                read_ledger(place())
+                read_ledger(client())
             overwrite(segment, data)
     found[-2].delete()
     with pytest.raises(InputError, match=f"lacks all or a part of {found[-2].name}"):
-        read_ledger(place())
+        read_ledger(client())
 
 
 OLD = [
@@ -110,8 +111,8 @@ OLD = [
 ]
 
 
-def test_a_journal_of_format_1_is_read_and_gone_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place() / "journal"
+def test_a_journal_of_format_1_is_read_and_gone_on_with(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = client() / "journal"
     folder.make_folder()
     for number, events in enumerate((OLD[:2], OLD[2:]), 1):
         folder_data = b"".join(map(encode, events))
@@ -129,32 +130,71 @@ def test_a_journal_of_format_1_is_read_and_gone_on_with(place: Place, monkeypatc
             ("a", "block", (1, 2, 5)): {"error": "OSError: no", "trace": "Traceback\n", "time": 2.0}
         }
 
-    check(read_ledger(place()))
-    with Journal(place()) as journal:
+    check(read_ledger(client()))
+    with Journal(client()) as journal:
         check(journal.ledger)
         number = journal.part(STAGE, "block", GRID)
         journal.append([{"e": "done", "id": number, "at": [7]}])
         journal.flush()
-        check(read_ledger(place()))
-        assert positions_in(read_ledger(place())) == [7]
+        check(read_ledger(client()))
+        assert positions_in(read_ledger(client())) == [7]
     small(monkeypatch, 0)
-    with Journal(place()) as journal:
+    with Journal(client()) as journal:
         check(journal.ledger)
     assert not (folder / "000001.log").exists()
-    check(read_ledger(place()))
-    assert positions_in(read_ledger(place())) == [7]
+    check(read_ledger(client()))
+    assert positions_in(read_ledger(client())) == [7]
 
 
-def test_a_newer_format_is_refused_with_the_version_to_use(place: Place) -> None:
-    write(place(), [1])
-    newer = place() / "journal" / "000002-000001.log"
+def test_a_newer_format_is_refused_with_the_version_to_use(client: Client) -> None:
+    write(client(), [1])
+    newer = client() / "journal" / "000002-000001.log"
     assert newer.create(encode({"e": "format", "format": 3, "version": "7.1.0"}) + encode({"what": "is this"}))
-    for action in (lambda: read_ledger(place()), Journal(place()).__enter__):
+    for action in (lambda: read_ledger(client()), Journal(client()).__enter__):
         with pytest.raises(
             InputError, match=r"journal format 3 of neuroshed 7\.1\.0; .* install version 7\.1\.0 or newer"
         ):
             action()
-    assert holder_of(place()) is None
+    assert holder_of(client()) is None
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[]",
+        b"17",
+        b"{",
+        b"[" * 100_000,
+        b"{}",
+        b'{"e": "format", "format": "x"}',
+        b'{"e": "format"}',
+        b'{"e": "sealed", "segments": [1]}',
+        b'{"e": "sealed", "segments": {"000001-000001.log": -5}}',
+        b'{"e": "done", "id": 7, "at": [0]}',
+    ],
+)
+def test_whole_lines_that_make_no_sense_are_an_error(text: bytes, at: int, client: Client) -> None:
+    write(client(), [1])
+    lines = segments(client())[-1].read_bytes().splitlines(keepends=True)
+    lines.insert(at, b"%08x %s\n" % (zlib.crc32(text), text))
+    if b"sealed" in text and at == 2:
+        # Only who takes over may say so, at once.
+        return
+    overwrite(segments(client())[-1], b"".join(lines))
+    for action in (lambda: read_ledger(client()), Journal(client()).__enter__):
+        with pytest.raises(InputError) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    assert holder_of(client()) is None
+
+
+@pytest.mark.parametrize("event", [{}, {"state": "done"}, {"stage": "a", "step": "s", "block": [1], "state": "done"}])
+def test_old_events_that_make_no_sense_are_an_error(event: Event, client: Client) -> None:
+    (client() / "journal").make_folder()
+    (client() / "journal" / "000001.log").put(encode(event))
+    with pytest.raises(InputError, match="does not add up"):
+        read_ledger(client())
 
 
 def test_names_of_segments_are_read_back_and_sorted_by_number() -> None:

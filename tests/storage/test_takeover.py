@@ -17,7 +17,7 @@ from neuroshed.storage import journal as module
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.lease import Pace
 from neuroshed.storage.locations import Location
-from tests.storage.conftest import Machine, Place
+from tests.storage.conftest import Client, Machine
 from tests.storage.dying import child_of, die
 from tests.storage.objects import Store
 from tests.storage.records import positions_in, record, recorded, segments, small, write
@@ -27,14 +27,14 @@ FAST = Pace(beat_seconds=0.03, silence_seconds=0.4)
 
 @pytest.mark.parametrize("compacted", [False, True])
 def test_what_is_written_after_a_takeover_does_not_count(
-    compacted: bool, place: Place, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    compacted: bool, client: Client, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine("one")
-    first = Journal(place(), "first", FAST).__enter__()
+    first = Journal(client(), "first", FAST).__enter__()
     record(first, 1)
     die(first)
     machine("two")
-    with Journal(place(), "second", FAST) as second:
+    with Journal(client(), "second", FAST) as second:
         assert positions_in(second.ledger) == [1]
         for position in (2, 3):
             with pytest.raises(LeaseLostError, match="taken over by second"):
@@ -43,23 +43,23 @@ def test_what_is_written_after_a_takeover_does_not_count(
         first._lease.check = first._lease.renew = lambda **options: None  # type: ignore[method-assign,assignment]
         if compacted:
             small(monkeypatch, 0)
-            monkeypatch.setattr(type(place()), "delete", lambda self: None)
+            monkeypatch.setattr(type(client()), "delete", lambda self: None)
         record(first, 4)
         monkeypatch.undo()
-        assert recorded(place()) == [1]
+        assert recorded(client()) == [1]
         machine("two")
         record(second, 5)
     for position in (6, 7):
-        write(place(), [position])
-    assert recorded(place()) == [1, 5, 6, 7]
+        write(client(), [position])
+    assert recorded(client()) == [1, 5, 6, 7]
 
 
 @pytest.mark.parametrize("when", ["before the base", "after the base"])
 def test_a_takeover_in_the_middle_of_compaction_loses_nothing(
-    when: str, place: Place, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    when: str, client: Client, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine("one")
-    first = Journal(place(), "first", FAST).__enter__()
+    first = Journal(client(), "first", FAST).__enter__()
     record(first, 1)
     record(first, 2)
     die(first)
@@ -68,7 +68,7 @@ def test_a_takeover_in_the_middle_of_compaction_loses_nothing(
     def take_over() -> None:
         machine("two")
         small(monkeypatch, 1 << 20)
-        second.append(Journal(place(), "second", FAST).__enter__())
+        second.append(Journal(client(), "second", FAST).__enter__())
         record(second[0], 3)
 
     create, renew = module._create, first._lease.renew
@@ -89,23 +89,24 @@ def test_a_takeover_in_the_middle_of_compaction_loses_nothing(
     small(monkeypatch, 0)
     with pytest.raises(LeaseLostError):
         record(first, 9)
-    assert any(segment.name.startswith("000001") and segment.name.endswith("base") for segment in segments(place()))
-    assert recorded(place()) == [1, 2, 3, 9]
+    assert any(segment.name.startswith("000001") and segment.name.endswith("base") for segment in segments(client()))
+    assert recorded(client()) == [1, 2, 3, 9]
     record(second[0], 4)
     second[0].__exit__(None, None, None)
-    write(place(), [5])
-    assert recorded(place()) == [1, 2, 3, 4, 5, 9]
+    write(client(), [5])
+    assert recorded(client()) == [1, 2, 3, 4, 5, 9]
 
 
+@pytest.mark.parametrize("noticed", [False, True])
 def test_what_is_written_in_ones_sleep_is_not_acknowledged(
-    place: Place, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    noticed: bool, client: Client, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine("one")
-    first = Journal(place(), "first", FAST).__enter__()
+    first = Journal(client(), "first", FAST).__enter__()
     record(first, 1)
     die(first)
-    name = "_append" if place().is_local else "_create"
-    write, second = getattr(module, name), Journal(place(), "second", FAST)
+    name = "_append" if client().is_local else "_create"
+    write, second = getattr(module, name), Journal(client(), "second", FAST)
 
     def write_late(*arguments: Any) -> None:
         monkeypatch.undo()
@@ -114,12 +115,28 @@ def test_what_is_written_in_ones_sleep_is_not_acknowledged(
         machine("one")
         write(*arguments)
 
+    if not noticed:
+        # Its clock stood still as well, as that of a virtual machine may.
+        first._lease._renewed += 60
     monkeypatch.setattr(module, name, write_late)
     with pytest.raises(LeaseLostError, match="taken over by second"):
         record(first, 2)
     record(second, 3)
     second.__exit__(None, None, None)
-    assert recorded(place()) == [1, 3]
+    assert recorded(client()) == [1, 3]
+
+
+def test_a_writer_that_slept_goes_on_and_nothing_is_lost(client: Client) -> None:
+    with Journal(client(), "sleepy", FAST) as journal:
+        for position in range(6):
+            record(journal, position)
+            if position % 2:
+                die(journal._lease)
+                time.sleep(0.3)
+    assert journal._lease.epoch > 2
+    assert recorded(client()) == list(range(6))
+    write(client(), [6])
+    assert recorded(client()) == list(range(7))
 
 
 @pytest.mark.parametrize("compacted", [False, True])

@@ -178,14 +178,14 @@ class TestCut:
         message = told(2, "cut", finished, "--threshold", "0.19")
         assert "threshold 0.19 is below 0.2, down to which merges were recorded; run again with a lower" in message
 
-    @pytest.mark.parametrize("verb", ["cut", "status", "resume", "verify"])
+    @pytest.mark.parametrize("verb", ["cancel", "clean", "cut", "status", "resume", "retry", "verify"])
     def test_what_is_no_run(self, verb: str, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         more = ["--threshold", "0.4"] if verb == "cut" else []
         for path in (tmp_path, tmp_path / "nothing", tmp_path / "file"):
             assert f"{path} holds no run" in told(2, verb, path, *more)
 
-    @pytest.mark.parametrize("verb", ["cut", "status", "resume", "verify"])
+    @pytest.mark.parametrize("verb", ["cancel", "clean", "cut", "status", "resume", "retry", "verify"])
     @pytest.mark.parametrize("plan", [b"", b"[]", b"{}", b"3", b"[{]", b"\xff\xfe"])
     def test_a_plan_that_says_nothing(self, verb: str, plan: bytes, run: Path) -> None:
         (run / "plan.json").write_bytes(plan)

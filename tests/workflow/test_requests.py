@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from neuroshed.engine.control import Control, Wish
-from neuroshed.errors import RunFailedError, WorkflowError
+from neuroshed.errors import InputError, RunFailedError, WorkflowError
 from neuroshed.storage.lease import Lease, holder_of
 from neuroshed.storage.locations import Location
 from neuroshed.workflow import requests
@@ -98,5 +98,9 @@ def test_no_answer(run: Location) -> None:
 
 
 def test_nobody_to_ask(run: Location) -> None:
+    with pytest.raises(InputError, match="holds no run; check the path"):
+        cancel(run)
+    with Lease(run, "me"):
+        pass
     with pytest.raises(WorkflowError, match="nobody works on run"):
         cancel(run)

@@ -61,7 +61,7 @@ def test_a_run_at_work_is_shown_with_its_coordinator(tmp_path: Path) -> None:
         assert row["running"] + row["waiting"] == 16
         assert found["live"]["seconds_left"] is None
         assert found["live"]["workers"]["threads"] == 2
-        assert found["memory_bytes"] > 0
+        assert found["live"]["memory_bytes"] > 0
         quick_look = glance(Location.of(run))
         assert quick_look["stages"]["fragments"]["running"] == row["running"]
         assert quick_look["state"] == "running"
@@ -224,6 +224,7 @@ def test_a_large_cluster_on_one_screen(tmp_path: Path) -> None:
             "reason": "",
             "note": "waiting for workers",
             "seconds_left": 90_000.0,
+            "memory_bytes": 3 << 30,
             "failed": 40,
             "age_seconds": 1.0,
             "workers": gather({str(n): worker(f"gpu{n:03}", **gpu) for n in range(100)}),

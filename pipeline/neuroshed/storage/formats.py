@@ -25,10 +25,11 @@ def format_event() -> Event:
 
 def refuse_newer(place: object, event: Event) -> None:
     """Raise `InputError` if a segment is of a format that this version does not know."""
-    if event["format"] > FORMAT:
+    found, version = event.get("format"), event.get("version", "of another time")
+    if not isinstance(found, int) or found > FORMAT:
         raise InputError(
-            f"{place} is in journal format {event['format']} of neuroshed {event['version']}; this is neuroshed "
-            f"{__version__}, which knows formats up to {FORMAT}: install version {event['version']} or newer"
+            f"{place} is in journal format {found} of neuroshed {version}; this is neuroshed {__version__}, which knows "
+            f"formats up to {FORMAT}: install version {version} or newer"
         )
 
 

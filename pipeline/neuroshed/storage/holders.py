@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,12 @@ class Holder:
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Holder:
-        """From its fields, as JSON holds them; those of later versions are left out."""
-        return cls(**{key: values[key] for key in cls.__slots__ if key in values})
+        """From its fields, as JSON holds them; those of later versions are left out. Raises `TypeError`."""
+        found = cls(**{key: values[key] for key in cls.__slots__ if key in values})
+        for field in fields(cls):
+            if type(value := getattr(found, field.name)).__name__ != field.type:
+                raise TypeError(f"{field.name} of a holder is no {field.type}: {value!r}")
+        return found
 
     @property
     def alive(self) -> bool | None:

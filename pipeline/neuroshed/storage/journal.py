@@ -57,10 +57,11 @@ class Journal:
         """How long to wait between two calls of `flush`, so that it pays."""
         self._lease = Lease(self.run_folder, name, pace)
         self._waiting: list[bytes] = []
-        self._number = 0
+        # Of the lease when the segment in which we write was begun.
+        self._epoch = self._number = 0
+        self._lengths: dict[str, int] = {}
+        """Bytes of all segments since the last base."""
         self._file: int | None = None
-        self._file_bytes = 0
-        self._bytes = self._segments = 0
         self._failed: BaseException | None = None
 
     def __enter__(self) -> Journal:
@@ -68,10 +69,7 @@ class Journal:
         try:
             contents = read_segments(self._folder, self._lease.epoch)
             self.ledger = _ledger(self._folder, contents)
-            written = [content for segment, content in contents.items() if not segment.base]
-            self._bytes, self._segments = sum(len(content.data) for content in written), len(written)
-            seal = {str(segment): len(content.data) for segment, content in contents.items()}
-            self._waiting.append(encode({"e": "sealed", "segments": seal}))
+            self._lengths = {str(segment): len(content.data) for segment, content in contents.items()}
             self.append([self._session()])
             self.flush()
         except BaseException:
@@ -124,7 +122,7 @@ class Journal:
             self._write(b"".join(self._waiting))
             self._waiting.clear()
             self._lease.check(fresh=True)
-            if self._bytes > COMPACT_BYTES or self._segments > COMPACT_SEGMENTS:
+            if self._written > COMPACT_BYTES or len(self._lengths) > COMPACT_SEGMENTS:
                 self._compact()
         except BaseException as error:
             self._failed = error
@@ -152,22 +150,29 @@ class Journal:
         self.flush()
 
     def _write(self, lines: bytes) -> None:
-        if not self._folder.is_local:
+        if self._epoch != (epoch := self._lease.epoch):
+            self._close()
+            self._epoch, self._number = epoch, 0
+            lines = encode({"e": "sealed", "segments": self._lengths}) + lines
+        if self._file is None or self._lengths[str(self._segment())] > SEGMENT_BYTES:
+            self._close()
+            self._number += 1
             lines = encode(format_event()) + lines
-            _create(self._next(), lines)
-        else:
-            if self._file is None or self._file_bytes > SEGMENT_BYTES:
-                self._file, self._file_bytes = _open(self._next().local), 0
-                lines = encode(format_event()) + lines
+        name = str(self._segment())
+        if self._folder.is_local:
+            self._file = _open((self._folder / name).local) if self._file is None else self._file
             _append(self._file, lines)
-            self._file_bytes += len(lines)
-        self._bytes += len(lines)
+        else:
+            _create(self._folder / name, lines)
+        self._lengths[name] = self._lengths.get(name, 0) + len(lines)
 
-    def _next(self, *, base: bool = False) -> Location:
-        self._close()
-        self._number += 1
-        self._segments += 1
-        return self._folder / str(Segment(self._lease.epoch, self._number, base))
+    def _segment(self, *, base: bool = False) -> Segment:
+        return Segment(self._epoch, self._number, base)
+
+    @property
+    def _written(self) -> int:
+        """Bytes since the last base."""
+        return sum(size for name, size in self._lengths.items() if not name.endswith(".base"))
 
     def _close(self) -> None:
         if self._file is not None:
@@ -176,11 +181,13 @@ class Journal:
 
     def _compact(self) -> None:
         """Put the ledger in the place of all events. Old segments go only when it is durable, and surely ours."""
-        base = Segment(self._lease.epoch, self._number + 1, base=True)
-        events = [format_event(), {"e": "base"}, *self.ledger.events()]
-        _create(self._next(base=True), b"".join(map(encode, events)))
+        self._close()
+        self._number += 1
+        base = self._segment(base=True)
+        data = b"".join(map(encode, (format_event(), {"e": "base"}, *self.ledger.events())))
+        _create(self._folder / str(base), data)
         self._lease.renew()
-        self._bytes = self._segments = 0
+        self._lengths = {str(base): len(data)}
         for segment in segments_in(self._folder):
             if segment < base:
                 (self._folder / str(segment)).delete()
@@ -202,11 +209,11 @@ def read_events(run_folder: Location | Path | str) -> Iterator[Event]:
 
 def _ledger(folder: Location, contents: dict[Segment, Content]) -> Ledger:
     ledger = Ledger()
-    for event in events_in(contents):
-        try:
+    try:
+        for event in events_in(contents):
             ledger.apply(event)
-        except ValueError as error:
-            raise InputError(f"the journal {folder} does not add up ({error}); start a new run folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the journal {folder} does not add up ({error}); start a new run folder") from error
     return ledger
 
 

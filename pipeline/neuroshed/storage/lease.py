@@ -1,9 +1,10 @@
 """The lease of a run: one writer at a time, on any store, without comparing clocks of two machines.
 
 Who may write is decided by creating `epoch-NNNNNN`, which succeeds for one alone whatever the others have cached. The
-holder then raises a counter in `lease` every few seconds. Others take over when it is given back, when its process is
-seen to be gone, or when the counter stood still for longer than any cache keeps it, by their own clock. A holder that
-was taken over finds a later epoch and stops.
+holder of the latest epoch then raises a counter in that file, which nobody else writes. Others take over when it is
+given back, when its process is seen to be gone, or when the counter stood still for longer than any cache keeps it, by
+their own clock. A holder that finds a later epoch stops; one that slept for long claims the next epoch before it goes
+on. No file is ever locked, so nobody waits for a process that hangs.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ class Pace:
 
 
 PACE = Pace()
+_UNKNOWN = Holder("another coordinator", "an unknown host", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What `lease` says, or the file of a later epoch, whose holder has not written `lease` yet."""
+    """What the file of an epoch says."""
 
     epoch: int
     holder: Holder | None
@@ -65,13 +67,12 @@ class Lease:
         self.run_folder, self.pace = run_folder, pace
         self.holder = Holder.here(name)
         self.epoch = 0
-        """Grows with every holder."""
+        """Grows with every holder, and when a holder slept for long."""
         self._folder = run_folder / FOLDER
-        self._lease = self._folder / "lease"
         self._beat = 0
         self._lost = ""
         self._renewed = self._checked = 0.0
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="neuroshed-lease", daemon=True)
 
@@ -93,7 +94,7 @@ class Lease:
         self._thread.join(self.pace.beat_seconds)
         try:
             if not self._lost:
-                self._write(holder=None)
+                self._put(holder=None)
         except Exception as error:
             # The work is recorded; the next holder has to wait a little.
             log.warning("the lease of run %s could not be given back (%s)", self.run_folder, error)
@@ -102,21 +103,36 @@ class Lease:
 
     def check(self, *, fresh: bool = False) -> None:
         """Raise `LeaseLostError` if the run was taken over; looks again if `fresh`, or if the last look is old."""
-        now = _now()
-        if not self._lost and now - self._renewed > self.pace.silence_seconds / 2:
-            self._try_to_renew()
-        elif not self._lost and (fresh or now - self._checked > self.pace.beat_seconds):
-            found, tag = _read(self._lease)
-            self._judge(found, tag)
-            self._checked = now
-        if self._lost:
-            raise LeaseLostError(self._lost)
+        # If it is being renewed right now, which takes long where the store does, that is look enough.
+        if not self._guard.acquire(blocking=fresh or self._slept(_now())):
+            return
+        try:
+            now = _now()
+            if self._slept(now):
+                self._try_to_renew()
+            elif not self._lost and (fresh or now - self._checked > self.pace.beat_seconds):
+                self._look_ahead()
+                self._checked = now
+            if self._lost:
+                raise LeaseLostError(self._lost)
+        finally:
+            self._guard.release()
 
     def renew(self) -> None:
-        """Raise the counter, which says beyond all caches that the lease is still held. Raises `LeaseLostError`."""
-        now = _now()
-        self._write(self.holder)
-        self._renewed = self._checked = now
+        """Raise the counter, and make sure that the run was not taken over before. Raises `LeaseLostError`."""
+        with self._guard:
+            now = _now()
+            if self._lost:
+                raise LeaseLostError(self._lost)
+            if not self._slept(now):
+                # A network file system shows other changes of a folder at the latest after one's own.
+                self._put(self.holder)
+                self._look_ahead()
+            elif not self._claim(self.epoch + 1):
+                self._look_ahead(sure=True)
+            if self._lost:
+                raise LeaseLostError(self._lost)
+            self._renewed = self._checked = now
 
     def _acquire(self) -> None:
         seen, since, asked = _look(self._folder), _now(), 0.0
@@ -125,6 +141,7 @@ class Lease:
             if alive:
                 raise self._refusal(seen)
             if alive is False or asked - since >= self.pace.silence_seconds:
+                self._renewed = self._checked = _now()
                 if self._claim(seen.epoch + 1):
                     return
                 # Somebody was quicker, or what was seen is long past.
@@ -148,45 +165,30 @@ class Lease:
 
     def _claim(self, epoch: int) -> bool:
         """Try to become the holder of an epoch; whether that went well."""
-        mine, file = _State(epoch, self.holder, 0), _epoch_file(self._folder, epoch)
+        mine = _State(epoch, self.holder, 0)
         # A store that answers too late may deny what it did.
-        if not file.create(mine.encode()) and _read(file)[0] != mine:
+        if not _epoch_file(self._folder, epoch).create(mine.encode()) and _read(self._folder, epoch) != mine:
             return False
-        self.epoch = epoch
-        self.renew()
+        self.epoch, self._beat = epoch, 0
         return True
 
-    def _write(self, holder: Holder | None) -> None:
+    def _put(self, holder: Holder | None) -> None:
         with self._guard:
             if holder is not None and self._ended.is_set():
                 return
             self._beat += 1
-            wanted = _State(self.epoch, holder, self._beat)
-            deadline = _now() + self.pace.silence_seconds
-            while True:
-                found, tag = _read(self._lease)
-                if found == wanted:
-                    return
-                self._judge(found, tag, later=_epoch_file(self._folder, self.epoch + 1))
-                if self._lost:
-                    raise LeaseLostError(self._lost)
-                if self._lease.create(wanted.encode()) if not tag else self._lease.put_if(wanted.encode(), tag):
-                    return
-                if _now() > deadline:
-                    raise WorkflowError(
-                        f"{self._lease} has shown what was there before for {self.pace.silence_seconds:g} s; try again "
-                        "later, or choose a store that shows what was written"
-                    )
-                time.sleep(self.pace.beat_seconds / 100)
+            _epoch_file(self._folder, self.epoch).put(_State(self.epoch, holder, self._beat).encode())
 
-    def _judge(self, found: _State | None, tag: str, later: Location | None = None) -> None:
-        """Note whether the lease is lost, by what `lease` holds and whether the file of a later epoch is there."""
-        if later is not None and later.exists():
-            found = _read(later)[0] or _State(self.epoch + 1, None, 0)
-        if found is not None and found.epoch > self.epoch:
-            self._lost = f"run {self.run_folder} was taken over by {found.holder or 'another'}; this coordinator stops"
-        elif not tag and self._renewed:
-            self._lost = f"the lease of run {self.run_folder} was removed ({self._lease}); this coordinator stops"
+    def _look_ahead(self, *, sure: bool = False) -> None:
+        """Note whether somebody has the next epoch, by its file or because that is `sure`."""
+        found = _read(self._folder, self.epoch + 1)
+        if found is not None or sure:
+            by = (found and found.holder) or "another coordinator"
+            self._lost = f"run {self.run_folder} was taken over by {by}; this coordinator stops"
+
+    def _slept(self, now: float) -> bool:
+        """Whether others may take this holder for gone."""
+        return now - self._renewed > self.pace.silence_seconds / 2
 
     def _keep(self) -> None:
         while not self._lost and not self._ended.wait(self.pace.beat_seconds):
@@ -199,9 +201,10 @@ class Lease:
             pass
         except Exception as error:
             # Whatever the store's client raises; it may come back.
-            silent = _now() - self._renewed
+            now = _now()
+            silent = now - self._renewed
             log.warning("the lease of run %s cannot be renewed for %.0f s (%s)", self.run_folder, silent, error)
-            if silent > self.pace.silence_seconds / 2:
+            if self._slept(now):
                 self._lost = (
                     f"the lease of run {self.run_folder} could not be renewed for {silent:.0f} s ({error}); this "
                     "coordinator stops, as another may take over"
@@ -214,34 +217,29 @@ def holder_of(run_folder: Location) -> Holder | None:
 
 
 def _look(folder: Location, least: int = 0) -> _State:
-    """The newest epoch, at least the given one, and what is known of its holder."""
-    found, _ = _read(folder / "lease")
+    """The latest epoch, at least the given one, which exists, and who holds it."""
     listed = (int(match[1]) for name in folder.names() if (match := re.fullmatch(r"epoch-(\d+)", name)))
-    top = max(least, found.epoch if found else 0, *listed, 0)
-    if found is not None and found.epoch == top:
-        return found
-    if top == 0:
-        return _State(0, None, 0)
-    claimed, _ = _read(_epoch_file(folder, top))
-    return claimed or _State(top, Holder("another coordinator", "an unknown host", 0), 0)
+    top = max((least, *listed))
+    return _read(folder, top) or _State(top, _UNKNOWN if top else None, -1)
 
 
 def _epoch_file(folder: Location, epoch: int) -> Location:
     return folder / f"epoch-{epoch:06d}"
 
 
-def _read(file: Location) -> tuple[_State | None, str]:
-    """What a file says, None if it cannot be made out, and its tag, empty if it is not there."""
+def _read(folder: Location, epoch: int) -> _State | None:
+    """What the file of an epoch says; None if it is not there."""
     try:
-        data, tag = file.read_tagged()
+        data = _epoch_file(folder, epoch).read_bytes()
     except FileNotFoundError:
-        return None, ""
+        return None
     try:
         values = json.loads(data)
         holder = None if values["holder"] is None else Holder.parse(values["holder"])
-        return _State(values["epoch"], holder, values["beat"]), tag
-    except (ValueError, KeyError, TypeError):
-        return None, tag
+        return _State(epoch, holder, int(values["beat"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # Damaged, or just being made on a file system that cannot do that at once.
+        return _State(epoch, _UNKNOWN, -1)
 
 
 def _now() -> float:

@@ -6,6 +6,7 @@ A block is named by a part (a grid of blocks that was declared) and its place in
 from __future__ import annotations
 
 import base64
+import operator
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ Bitmap = npt.NDArray[np.bool_]
 # States of a block are bits of one byte. Done excludes the two others.
 DONE, DROPPED, FAILED = 1, 2, 4
 SESSIONS_KEPT = 100
+# What events of somebody else's making may lead to.
+_NONSENSE = (KeyError, TypeError, IndexError, AttributeError, OverflowError, MemoryError, zlib.error)
 
 
 def runs_of(positions: npt.ArrayLike) -> Runs:
@@ -129,7 +132,7 @@ class Ledger:
         """Take in the next event. Raises `ValueError` if it makes no sense after those before."""
         try:
             self._handlers[event["e"]](event)
-        except (KeyError, TypeError, IndexError, zlib.error) as error:
+        except _NONSENSE as error:
             raise ValueError(
                 f"event {str(event)[:200]} makes no sense here ({type(error).__name__}: {error})"
             ) from error
@@ -231,12 +234,15 @@ class Ledger:
 
     def _bits(self, event: Event) -> None:
         part, state = self._parts[event["id"]], {"done": DONE, "dropped": DROPPED}[event["state"]]
-        packed = np.frombuffer(zlib.decompress(base64.b64decode(event["data"])), np.uint8)
-        chosen = np.unpackbits(packed, count=len(part.states)).view(np.bool_).reshape(part.box.shape)
+        size = -(-len(part.states) // 8)
+        # However much is packed into it, no more than this is taken out.
+        packed = zlib.decompressobj().decompress(base64.b64decode(event["data"]), size + 1)
+        if len(packed) != size:
+            raise ValueError(f"part {part.number} has {len(part.states)} blocks, and not {len(packed)} bytes of bits")
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(part.states))
+        chosen = bits.view(np.bool_).reshape(part.box.shape)
+        # Parts that share blocks with this one have bits of their own.
         part.volume[chosen] = state
-        for other in part.overlapping:
-            here, there = part.shared(other)
-            there[here == state] = state
 
     def _named(self, event: Event) -> tuple[_Part, Runs]:
         """The part and the places that an event speaks of, after a check that they are within it."""
@@ -293,6 +299,6 @@ class Ledger:
 
 
 def _index_box(first: Sequence[int], counts: Iterable[int]) -> Box:
-    z, y, x = first
-    nz, ny, nx = counts
+    z, y, x = map(operator.index, first)
+    nz, ny, nx = map(operator.index, counts)
     return Box((z, y, x), (z + nz, y + ny, x + nx))

@@ -72,12 +72,9 @@ class Content:
         while start < len(self.data):
             end = self.data.find(b"\n", start)
             end = len(self.data) if end < 0 else end
-            text = _text(self.data[start:end])
-            if not text:
-                raise InputError(
-                    f"{self.place} is damaged at line {number}; restore the file or start a new run folder"
-                )
-            event: Event = json.loads(text)
+            event = _event(self.data[start:end])
+            if event is None:
+                raise self._damaged(number)
             if event.get("e") == "format":
                 refuse_newer(self.place, event)
             yield event
@@ -86,10 +83,16 @@ class Content:
     @property
     def sealed(self) -> dict[str, int] | None:
         """The segments of older epochs that count, and how much of them, if this one says so."""
-        for _, event in zip(range(2), self.events(), strict=False):
+        for number, event in zip((1, 2), self.events(), strict=False):
             if event.get("e") == "sealed":
-                return dict(event["segments"])
+                segments = event.get("segments")
+                if isinstance(segments, dict) and all(isinstance(n, int) and n >= 0 for n in segments.values()):
+                    return segments
+                raise self._damaged(number)
         return None
+
+    def _damaged(self, line: int) -> InputError:
+        return InputError(f"{self.place} is damaged at line {line}; restore the file or start a new run folder")
 
 
 def encode(event: Event) -> bytes:
@@ -102,6 +105,15 @@ def _text(line: bytes) -> bytes:
     """What a line holds; empty if it is not whole."""
     checksum, _, text = line.partition(b" ")
     return text if checksum == b"%08x" % zlib.crc32(text) else b""
+
+
+def _event(line: bytes) -> Event | None:
+    """The event of a line; None if there is none."""
+    try:
+        event = json.loads(_text(line) or b"null")
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def segments_in(folder: Location) -> list[Segment]:
@@ -140,7 +152,7 @@ def events_in(contents: dict[Segment, Content]) -> Iterator[Event]:
     yield from events_of_format_1(lambda: (event for content in old for event in content.events()))
     for segment, content in contents.items():
         if segment.epoch:
-            yield from (event for event in content.events() if event["e"] not in ("format", "base", "sealed"))
+            yield from (event for event in content.events() if event.get("e") not in ("format", "base", "sealed"))
 
 
 def _listed(folder: Location, epoch: int | None) -> list[Segment]:

@@ -29,12 +29,10 @@ def screen(summary: dict[str, Any]) -> RenderableType:
     live = summary["live"]
     lines: list[RenderableType] = [_stages(summary)]
     if live is not None:
-        told = (_left(summary), *_workers(live["workers"], summary["memory_bytes"]))
+        told = (_left(summary), *_workers(live["workers"], live["memory_bytes"]))
         lines += [Text(line) for line in told if line]
         if live["note"]:
             lines.append(Text(live["note"], style="yellow"))
-    else:
-        lines.append(Text(f"a task takes up to {size(summary['memory_bytes'])} by prediction"))
     lines += [Text(f"ALARM: {alarm}", style="yellow") for alarm in summary["alarms"]]
     lines += _failures(summary)
     return Group(Text(summary["run"], style="bold"), Text(title(summary)), *lines, Text(f"log: {summary['log']}"))

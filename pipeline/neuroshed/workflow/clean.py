@@ -22,9 +22,10 @@ from neuroshed.storage.lease import holder_of
 from neuroshed.storage.ledger import Ledger, runs_of
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
+from neuroshed.workflow.folder import WORKFLOW_FILE
 from neuroshed.workflow.plan import Plan
 from neuroshed.workflow.provenance import user
-from neuroshed.workflow.run import WORKFLOW_FILE, planned_stages
+from neuroshed.workflow.run import planned_stages
 from neuroshed.workflow.summary import Summary
 
 STAGE_FILE = "stage.json"

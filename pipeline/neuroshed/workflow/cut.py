@@ -21,7 +21,8 @@ from neuroshed.stages.segment import FRAGMENTS, Segment
 from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import decimal_text, parse, read_yaml
-from neuroshed.workflow.run import PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE, planned_stages, run_stages
+from neuroshed.workflow.folder import PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE
+from neuroshed.workflow.run import planned_stages, run_stages
 from neuroshed.workflow.status import recorded
 from neuroshed.workflow.summary import Summary
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from neuroshed.errors import InputError, NeuroshedError
-from neuroshed.storage.lease import FOLDER as JOURNAL_FOLDER
 from neuroshed.storage.locations import Location
-from neuroshed.workflow.run import PLAN_FILE, WORKFLOW_FILE
+from neuroshed.workflow.folder import is_run
 from neuroshed.workflow.status import glance
 from neuroshed.workflow.summary import Summary
 
@@ -19,11 +18,7 @@ def runs(folder: Location) -> list[Summary]:
     # A bucket has no folders, only names.
     if folder.is_local and not folder.local.is_dir():
         raise InputError(f"there is no folder {folder}; check the path")
-    return [_row(folder / name) for name in folder.names() if _is_run(folder / name)]
-
-
-def _is_run(place: Location) -> bool:
-    return any((place / name).exists() for name in (WORKFLOW_FILE, PLAN_FILE, JOURNAL_FOLDER))
+    return [_row(folder / name) for name in folder.names() if is_run(folder / name)]
 
 
 def _row(run_folder: Location) -> Summary:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 
 from neuroshed.engine.control import Control, Wish
-from neuroshed.errors import RunFailedError, RunStoppedError, WorkflowError
+from neuroshed.errors import InputError, RunFailedError, RunStoppedError, WorkflowError
 from neuroshed.storage.holders import Holder
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.locations import Location
+from neuroshed.workflow.folder import is_run
 from neuroshed.workflow.provenance import user
 
 REQUEST_FILE = "request.json"
@@ -64,8 +65,11 @@ def cancel(
     """Ask the coordinator of a run to stop, and wait until it has; with `drain` it first ends what is at work.
 
     `timeout` in seconds, by default 60 to be heard and, but for `drain`, 60 more to stop. `tell` is called with what is
-    waited for. Raises `WorkflowError` if nobody works on the run, `RunFailedError` if there is no answer.
+    waited for. Raises `InputError` if there is no run, `WorkflowError` if nobody works on it, `RunFailedError` if there is
+    no answer.
     """
+    if not is_run(run_folder):
+        raise InputError(f"{run_folder} holds no run; check the path")
     holder = holder_of(run_folder)
     if holder is None:
         raise WorkflowError(f"nobody works on run {run_folder}; there is nothing to cancel")

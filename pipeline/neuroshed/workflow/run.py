@@ -25,15 +25,11 @@ from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.locations import Location
 from neuroshed.storage.models import load_model
 from neuroshed.workflow.config import parse, read_yaml
+from neuroshed.workflow.folder import MODEL_CARD_FILE, PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE
 from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.provenance import user
 from neuroshed.workflow.sessions import attended
 from neuroshed.workflow.summary import Summary, failure_text, stopped_text, summarise
-
-WORKFLOW_FILE = "workflow.yaml"
-PLAN_FILE = "plan.json"
-SUMMARY_FILE = "summary.json"
-MODEL_CARD_FILE = "model_card.json"
 
 
 def start(plan: Plan, options: Options | None = None) -> Summary:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from neuroshed.engine.coordinator import restore
 from neuroshed.errors import RunStoppedError
+from neuroshed.stages.base import Stage
 from neuroshed.storage.holders import Holder
 from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.locations import Location
+from neuroshed.workflow.folder import is_run
 from neuroshed.workflow.live import Snapshot, read_live
 from neuroshed.workflow.logs import LOG_FILE, LOG_FOLDER
 from neuroshed.workflow.run import planned_stages
@@ -22,7 +24,10 @@ FOLLOW_SECONDS = 2.0
 
 def recorded(run_folder: Location) -> Summary:
     """The summary from the journal alone, with when the run `started` and how its last session `ended`, if it did."""
-    stages = planned_stages(run_folder)
+    return _recorded(run_folder, planned_stages(run_folder))
+
+
+def _recorded(run_folder: Location, stages: Sequence[Stage]) -> Summary:
     ledger = read_ledger(run_folder)
     _, progress, _ = restore(ledger, stages)
     return summarise(run_folder, stages, progress) | history(ledger)
@@ -34,9 +39,10 @@ def status(run_folder: Location) -> Summary:
     `status` and the counts of blocks done are those of the journal. `state` is running, done, failed, stopped,
     unfinished, or lost if its coordinator is gone without a word. `live` is what a coordinator at work shows of itself.
     """
-    # First who holds it: one that ends meanwhile has recorded all before it gave the run back.
+    stages = planned_stages(run_folder)
+    # Before the journal: one that ends meanwhile has recorded all when it gives the run back.
     holder = holder_of(run_folder)
-    summary = recorded(run_folder)
+    summary = _recorded(run_folder, stages)
     live = None if holder is None or holder.alive is False else read_live(run_folder, holder)
     for title, row in (live or {}).get("stages", {}).items():
         if title in summary["stages"]:
@@ -48,6 +54,8 @@ def glance(run_folder: Location) -> Summary:
     """As `status`, but while a coordinator shows how the blocks stand, that is taken for true and no journal is read:
     quick, however long the journal is. Paths of outputs are left out then.
     """
+    if not is_run(run_folder):
+        return status(run_folder)
     holder = holder_of(run_folder)
     live = None if holder is None or holder.alive is False else read_live(run_folder, holder)
     if live is None:
@@ -56,7 +64,7 @@ def glance(run_folder: Location) -> Summary:
     summary = {
         "run": str(run_folder),
         "status": "done" if complete else "failed" if live["failed"] else "unfinished",
-        **{name: live[name] for name in ("stages", "restored_blocks", "failures", "alarms", "memory_bytes", "started")},
+        **{name: live[name] for name in ("stages", "restored_blocks", "failures", "alarms", "started")},
         "ended": None,
     }
     return summary | _presence(run_folder, holder, live, summary)
@@ -75,7 +83,7 @@ def follow(run_folder: Location, seconds: float = FOLLOW_SECONDS) -> Iterator[Su
 def _presence(run_folder: Location, holder: Holder | None, live: Snapshot | None, summary: Summary) -> Summary:
     shown = None
     if live is not None:
-        names = ("began", "time", "wish", "reason", "note", "seconds_left", "workers", "failed")
+        names = ("began", "time", "wish", "reason", "note", "seconds_left", "workers", "memory_bytes", "failed")
         # Clocks of two machines may differ; whoever shows the age says so.
         shown = {name: live[name] for name in names} | {"age_seconds": round(time.time() - live["time"], 1)}
     return {

@@ -37,7 +37,6 @@ def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress)
         "restored_blocks": progress.restored,
         "largest_segments": largest,
         "alarms": alarms,
-        "memory_bytes": peak_memory(stages),
         "failures": [failure_row(failure) for failure in progress.failures],
         **outputs,
     }

@@ -18,7 +18,8 @@ from neuroshed.stages.verify import Verify
 from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
-from neuroshed.workflow.run import WORKFLOW_FILE, planned_stages, run_stages
+from neuroshed.workflow.folder import WORKFLOW_FILE
+from neuroshed.workflow.run import planned_stages, run_stages
 from neuroshed.workflow.summary import Summary
 
 
