@@ -18,6 +18,7 @@ from neuroshed.geometry import Box, Vec
 from neuroshed.stages.evaluate import Contingency, evaluate_tables
 from neuroshed.stages.imports import Import
 from neuroshed.storage.files import sync_path
+from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow import config as workflows
 from neuroshed.workflow import cut as cuts
@@ -26,6 +27,7 @@ from neuroshed.workflow import verify as verifying
 from neuroshed.workflow.plan import make_plan
 
 PathLike = str | os.PathLike[str]
+"""A path, or text that is one or an `s3://` URL."""
 Summary = dict[str, Any]
 
 
@@ -51,12 +53,12 @@ def plan(workflow: PathLike, settings: Sequence[str] = ()) -> Summary:
 
 def resume(run_folder: PathLike, watch: Watcher = quiet) -> Summary:
     """Go on with a run where it stopped; failed blocks are tried again. Returns and raises as `run`."""
-    return runs.resume(Path(run_folder).resolve(), watch)
+    return runs.resume(Location.of(run_folder), watch)
 
 
 def status(run_folder: PathLike) -> Summary:
     """How a run stands: the summary from its folder alone. Never disturbs a coordinator at work."""
-    return runs.status(Path(run_folder).resolve())
+    return runs.status(Location.of(run_folder))
 
 
 def cut(
@@ -70,7 +72,7 @@ def cut(
     """Write more segmentations of a run, at other thresholds, from the merges that it has recorded, and the unmerged
     fragments if asked. No other stage is touched. Returns and raises as `run`.
     """
-    return cuts.cut(Path(run_folder).resolve(), thresholds, fragments, cluster, watch)
+    return cuts.cut(Location.of(run_folder), thresholds, fragments, cluster, watch)
 
 
 def verify(
@@ -86,7 +88,7 @@ def verify(
     Returns how many blocks of each step were equal. Raises `RunFailedError`, with the failures in its `summary`, if any
     differs or cannot be computed again. The run's own files are only read.
     """
-    return verifying.verify(Path(run_folder).resolve(), blocks, seed, cluster, watch)
+    return verifying.verify(Location.of(run_folder), blocks, seed, cluster, watch)
 
 
 def init(name: str, target: PathLike) -> Path:
@@ -120,13 +122,13 @@ def import_volume(
     need. The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError`
     for a source that cannot be imported, `WorkflowError` if the target is there already.
     """
-    goal = Path(target).expanduser().resolve()
+    goal = Location.of(target).local
     if goal.exists():
         raise WorkflowError(f"target {goal} exists already; choose another or remove it")
     # Beside the target, so that a second call finds what the first one did, and gone at the end.
     run_folder = goal.with_name(f".{goal.name}.import")
     stage = Import.of(
-        run_folder,
+        Location.of(run_folder),
         Path(source).expanduser(),
         goal.name,
         voxel_size,
@@ -135,8 +137,8 @@ def import_volume(
         intensity=intensity,
         block_shape=block_shape,
     )
-    runs.run_stages(run_folder, [stage], cluster or ClusterConfig(), watch, again="the same import goes on")
-    stage.target.rename(goal)
+    runs.run_stages(stage.run_folder, [stage], cluster or ClusterConfig(), watch, again="the same import goes on")
+    stage.target.local.rename(goal)
     sync_path(goal.parent)
     shutil.rmtree(run_folder)
     return goal
@@ -158,9 +160,10 @@ def evaluate(
     """
     shape = block_shape or _evaluation_blocks(open_volume(segmentation).shard_shape)
     with tempfile.TemporaryDirectory(prefix="neuroshed-evaluate-") as folder:
-        stage = Contingency.of(Path(folder), Path(segmentation), Path(truth), shape, box)
+        scratch = Location.of(folder)
+        stage = Contingency.of(scratch, Location.of(segmentation), Location.of(truth), shape, box)
         used = cluster or ClusterConfig(kind="in-process")
-        runs.run_stages(Path(folder), [stage], used, watch, again="evaluate again")
+        runs.run_stages(scratch, [stage], used, watch, again="evaluate again")
         return evaluate_tables(stage).as_json()
 
 

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from neuroshed.engine.clusters import ClusterConfig, connect, slots
@@ -21,6 +20,7 @@ from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
 from neuroshed.stages.registry import save_stage, stage_digest
 from neuroshed.storage.journal import Journal, read_journal
+from neuroshed.storage.locations import Location
 
 # Enough that a worker never waits for the coordinator, few enough that the scheduler stays small.
 WINDOW_PER_SLOT = 3
@@ -82,7 +82,7 @@ def ordered(last: Sequence[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def restore(run_folder: Path, stages: Sequence[Stage]) -> tuple[Readiness, Progress]:
+def restore(run_folder: Location, stages: Sequence[Stage]) -> tuple[Readiness, Progress]:
     """What the journal says of these stages. Blocks of a stage whose outputs were removed do not count as done."""
     readiness = Readiness([(stage.fingerprint, step) for stage in stages for step in stage.steps])
     titles = {stage.fingerprint: stage.title for stage in stages}
@@ -151,7 +151,7 @@ class _Session:
         journal: Journal,
         readiness: Readiness,
         progress: Progress,
-        files: dict[str, tuple[Path, str]],
+        files: dict[str, tuple[Location, str]],
         watch: Watcher,
     ) -> None:
         self.client, self.journal, self.readiness = client, journal, readiness

@@ -6,11 +6,11 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from neuroshed.geometry import Vec
 from neuroshed.stages.registry import load_stage
 from neuroshed.storage.files import is_disk_full
+from neuroshed.storage.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Outcome:
     """Its process ended while the block was there, perhaps through another block."""
 
 
-def run_blocks(stage_file: Path, digest: str, step: str, indices: list[Vec]) -> list[Outcome]:
+def run_blocks(stage_file: Location, digest: str, step: str, indices: list[Vec]) -> list[Outcome]:
     """Run several blocks of one step; a block that fails says so in its outcome and never stops the others.
 
     `digest` is that of the stage's file, so that a worker that lives on between runs never uses a stale one.
@@ -36,7 +36,7 @@ def run_blocks(stage_file: Path, digest: str, step: str, indices: list[Vec]) -> 
     return [_run_block(stage_file, digest, step, index) for index in indices]
 
 
-def _run_block(stage_file: Path, digest: str, step: str, index: Vec) -> Outcome:
+def _run_block(stage_file: Location, digest: str, step: str, index: Vec) -> Outcome:
     start = time.perf_counter()
     try:
         done = load_stage(stage_file, digest).run(step, index)

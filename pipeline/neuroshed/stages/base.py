@@ -13,13 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from neuroshed.geometry import Grid, Vec
-from neuroshed.storage.files import make_folder
+from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume
 
 
@@ -59,8 +58,11 @@ class Stage(BaseModel, ABC):
 
     kind: str
     """Name of the stage, as a user sees it."""
-    run_folder: Path
+    run_folder: Location
     """The run that the outputs belong to; not part of the fingerprint."""
+
+    _standing: tuple[Location, str] | None = None
+    """Where other steps' tables lie than those of the step that is named."""
 
     version: ClassVar[int] = 1
     """Raised whenever the same parameters would give other bytes."""
@@ -90,7 +92,7 @@ class Stage(BaseModel, ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """Where the outputs lie."""
         return self.run_folder / f"{self.kind}-{self.fingerprint[:12]}"
 
@@ -102,7 +104,7 @@ class Stage(BaseModel, ABC):
     def prepare(self) -> None:
         """Create what blocks write into. Called once by the coordinator before the first block; may be called again."""
         for step in self.steps:
-            make_folder(self.folder / (step.name or "blocks"))
+            (self.folder / (step.name or "blocks")).make_folder()
 
     @abstractmethod
     def run(self, step: str, index: Vec) -> Done:
@@ -120,16 +122,26 @@ class Stage(BaseModel, ABC):
         """Bytes of the arrays that the stage writes, before compression; tables are small beside them."""
         return 0
 
-    def node_path(self, step: str, index: Vec) -> Path:
+    def node_path(self, step: str, index: Vec) -> Location:
         """Where a block or tree node keeps its tables."""
-        return self.folder / (step or "blocks") / ("_".join(map(str, index)) + ".parquet")
+        standing, anew = self._standing or (self.folder, step)
+        folder = self.folder if step == anew else standing
+        return folder / f"{step or 'blocks'}/{'_'.join(map(str, index))}.parquet"
+
+    def elsewhere(self, run_folder: Location, step: str) -> Self:
+        """The same stage with its outputs in another run; tables of steps other than `step` are read where they are."""
+        # Built anew, not copied: a copy would share what this has opened, and write into it.
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        other = type(self)(**fields | {"run_folder": run_folder})
+        other._standing = self.folder, step
+        return other
 
     def written(self, step: str) -> tuple[Volume, ...]:
         """The volumes that a step's blocks write."""
         return ()
 
     @property
-    def marks(self) -> tuple[Path, ...]:
+    def marks(self) -> tuple[Location, ...]:
         """What stands as long as the outputs do: if one of these is gone, no block counts as done any more."""
         return (self.folder / "stage.json",)
 

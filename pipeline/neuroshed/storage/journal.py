@@ -7,9 +7,11 @@ it is synced; a tail torn by a crash is dropped. Readers never block the writer.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,14 +20,15 @@ from typing import Any
 
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.storage.files import make_folder, sync_path
+from neuroshed.storage.locations import Location
 
 
 class Journal:
     """The writer's side. Use as a context manager; a second writer is refused with the first one's name."""
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Location) -> None:
         self.run_folder = run_folder
-        self.folder = run_folder / "journal"
+        self.folder = _folder(run_folder)
 
     def __enter__(self) -> Journal:
         make_folder(self.folder)
@@ -69,12 +72,12 @@ class Journal:
             os.fsync(self._segment.fileno())
 
 
-def read_journal(run_folder: Path) -> Iterator[dict[str, Any]]:
+def read_journal(run_folder: Location) -> Iterator[dict[str, Any]]:
     """All recorded events of a run, oldest first; none if it never started.
 
     Raises `InputError` if a line before the end of a segment is damaged: what follows it could not be trusted.
     """
-    for path in _segments(run_folder / "journal"):
+    for path in _segments(_folder(run_folder)):
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines):
             event = _parse(line)
@@ -84,6 +87,13 @@ def read_journal(run_folder: Path) -> Iterator[dict[str, Any]]:
                 raise InputError(f"{path} is damaged at line {number + 1}; restore the file or start a new run folder")
             else:
                 break
+
+
+def _folder(run_folder: Location) -> Path:
+    place = Location.of(run_folder)
+    if place.is_local:
+        return place.local / "journal"
+    return Path(tempfile.gettempdir()) / hashlib.sha256(str(place).encode()).hexdigest() / "journal"
 
 
 def _segments(folder: Path) -> list[Path]:

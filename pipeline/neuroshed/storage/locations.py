@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -230,7 +231,8 @@ class _OnDisk(Location):
 
     def size(self) -> int | None:
         with suppress(FileNotFoundError, NotADirectoryError):
-            return self.local.stat().st_size
+            found = self.local.stat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
         return None
 
     def read_bytes(self) -> bytes:

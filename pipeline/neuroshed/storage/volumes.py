@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
-from zarr.storage import LocalStore
+from zarr.storage import MemoryStore
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.storage.files import sync_entry, sync_path
+from neuroshed.storage.locations import Location, sizes
 
 # Chunks are the unit of reading: about this many voxels along each side.
 CHUNK_SIDE = 64
@@ -44,7 +45,7 @@ class Volume:
     `order` are the array's own axes, turned so that z, y, x come last, after the channels.
     """
 
-    path: Path
+    path: Location
     array: zarr.Array[Any]
     shape: Vec
     channels: int | None
@@ -82,15 +83,12 @@ class Volume:
 
         `channels` reads only that many of the first channels, or a slice of them. Raises `BlockError` for what cannot
         be decoded, and naming a file that is missing from a volume that blocks write: nothing is read before it is
-        written. Raises OSError as the file system does.
+        written. Raises OSError as the file system does, `WorkflowError` as the object store does.
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
         if self.writable:
-            for file in self._files(box):
-                # zarr takes either for a shard of nothing but zeros.
-                if not file.exists() or file.stat().st_size == 0:
-                    raise BlockError(f"{file} is missing or empty; remove its stage's folder and run again")
+            check_files(self.files(box))
         lead: tuple[Any, ...]
         if self.channels is None:
             lead = (0,) * (self.array.ndim - 3)
@@ -99,8 +97,9 @@ class Volume:
             lead = (0,) * (self.array.ndim - 4) + (part,)
         wanted = dict(zip(self.order, (*lead, *box.slices()), strict=True))
         try:
-            data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
-        except OSError:
+            with self.path.telling():
+                data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
+        except (OSError, WorkflowError):
             raise
         except Exception as error:
             # Each codec has its own ways to say so.
@@ -126,12 +125,15 @@ class Volume:
         """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
 
         A shard that is cut by `region` (default: the volume), outside which nobody writes, counts as whole.
-        Raises OSError as the file system does (a full disk included).
+        Raises OSError as the file system does (a full disk included), `WorkflowError` as the object store does.
         """
         self._check_owned(box, region or self.box)
         lead = (slice(None),) if self.channels is not None else ()
-        self.array[(*lead, *box.slices())] = data
-        self._sync(box)
+        with self.path.telling():
+            self.array[(*lead, *box.slices())] = data
+        if self.path.is_local:
+            for file in self.files(box):
+                sync_entry(file.local, self._root.local)
 
     def _check_owned(self, box: Box, region: Box) -> None:
         if not self.writable:
@@ -145,22 +147,25 @@ class Volume:
         if not owns or not self.box.contains(box):
             raise ValueError(f"box {box} does not own whole shards of {self.shard_shape} in {self.path}")
 
-    def _sync(self, box: Box) -> None:
-        for file in self._files(box):
-            sync_entry(file, self._root)
-
     @property
-    def _root(self) -> Path:
+    def _root(self) -> Location:
         return self.path / self.array.basename if self.array.basename else self.path
 
-    def _files(self, box: Box) -> Iterator[Path]:
+    def files(self, box: Box) -> Iterator[Location]:
         """The files of a volume of ours that hold a box; all its channels are in one shard."""
         lead = (0,) * (self.array.ndim - 3)
         for index in Grid(self.box, self.shard_shape).touching(box):
             yield self._root / self.array.metadata.encode_chunk_key((*lead, *index))
 
 
-def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume:
+def check_files(files: Iterable[Location]) -> None:
+    """Raise `BlockError` naming a file that is missing or empty; Zarr takes either for a shard of zeros."""
+    for file, size in sizes(files):
+        if not size:
+            raise BlockError(f"{file} is missing or empty; remove its stage's folder and run again")
+
+
+def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None) -> Volume:
     """Open an OME-Zarr 0.4 or 0.5 image (its finest level) or a plain Zarr array, read-only.
 
     A plain array without OME metadata gets a voxel size of 1 nm. Leading axes of length 1 (time, channel) are dropped.
@@ -168,11 +173,14 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume
 
     Raises `InputError` if there is no array, it is not 3-D (plus channels), or `axes` contradicts what the array says.
     """
-    path = Path(path).resolve()
+    path = Location.of(path)
     if not path.exists():
-        raise InputError(f"no volume at {path}: the path does not exist; check the spelling")
+        raise InputError(f"no volume at {path}: the path does not exist or is empty; check the spelling")
     try:
-        node = zarr.open(LocalStore(path, read_only=True), mode="r")
+        with path.telling():
+            node = zarr.open(path.zarr_store(read_only=True), mode="r")
+    except WorkflowError:
+        raise
     except Exception as error:
         raise InputError(
             f"{path} is not a Zarr array or group ({type(error).__name__}); "
@@ -194,7 +202,7 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume
         ) from error
 
 
-def _finest(path: Path, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[Any]:
+def _finest(path: Location, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[Any]:
     name = image["datasets"][0]["path"]
     if name not in group:
         raise InputError(f"{path} names the array {name!r} in its metadata, but it is missing")
@@ -204,7 +212,7 @@ def _finest(path: Path, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[
     return array
 
 
-def _order(path: Path, array: zarr.Array[Any], image: dict[str, Any], declared: str | None) -> tuple[int, ...]:
+def _order(path: Location, array: zarr.Array[Any], image: dict[str, Any], declared: str | None) -> tuple[int, ...]:
     """The array's axes with z, y, x last, after the channels; raises `InputError` if it says otherwise itself."""
     if declared is None:
         return tuple(range(array.ndim))
@@ -223,7 +231,7 @@ def _order(path: Path, array: zarr.Array[Any], image: dict[str, Any], declared: 
 
 
 def _describe(
-    path: Path, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any], declared: str | None
+    path: Location, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any], declared: str | None
 ) -> Volume:
     order = _order(path, array, image, declared)
     shape = tuple(array.shape[axis] for axis in order)
@@ -264,7 +272,7 @@ def _describe(
 
 
 def create_volume(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Location,
     *,
     shape: Vec,
     dtype: npt.DTypeLike,
@@ -280,21 +288,10 @@ def create_volume(
 
     Raises `WorkflowError` if something else is at `path`.
     """
-    path = Path(path).resolve()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        _write_metadata(draft, path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
-        for entry in (*draft.rglob("*"), draft):
-            sync_path(entry)
-        try:
-            draft.rename(path)
-        except OSError:
-            # Another process may have been first; what it made is checked below.
-            shutil.rmtree(draft)
-            if not path.exists():
-                raise
-        sync_path(path.parent)
+    path = Location.of(path)
+    if not path.exists() or not (path.is_local or (path / "zarr.json").exists()):
+        place = _metadata(path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
+        _put_on_disk(path.local, place) if path.is_local else _put_in_bucket(path, place)
     volume = open_volume(path)
     if volume.shape != shape or volume.dtype != np.dtype(dtype) or volume.shard_shape != shard_shape:
         raise WorkflowError(
@@ -302,14 +299,38 @@ def create_volume(
             f"{np.dtype(dtype)}, {shard_shape} is wanted; choose another path or remove it"
         )
     name = volume.array.basename
-    array = zarr.open_array(LocalStore(path), path=name, mode="r+")
+    with path.telling():
+        array = zarr.open_array(path.zarr_store(read_only=False), path=name, mode="r+")
     # A block of zeros leaves a file too, so one that is missing later was lost.
     array = array.with_config({"write_empty_chunks": True})
     return replace(volume, array=array, writable=True)
 
 
-def _write_metadata(
-    path: Path,
+def _put_on_disk(path: Path, metadata: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    for name, data in metadata.items():
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        (draft / name).write_bytes(data)
+    for entry in (*draft.rglob("*"), draft):
+        sync_path(entry)
+    try:
+        draft.rename(path)
+    except OSError:
+        # Another process may have been first; what it made is checked by the caller.
+        shutil.rmtree(draft)
+        if not path.exists():
+            raise
+    sync_path(path.parent)
+
+
+def _put_in_bucket(path: Location, metadata: dict[str, bytes]) -> None:
+    # The group's own comes last: it is what makes the volume exist. What another process made stays.
+    for name in sorted(metadata, key=lambda name: -name.count("/")):
+        (path / name).create(metadata[name])
+
+
+def _metadata(
     name: str,
     shape: Vec,
     dtype: np.dtype[Any],
@@ -317,7 +338,8 @@ def _write_metadata(
     voxel_size: Sequence[float],
     offset: Sequence[float],
     voxel_offsets: Sequence[Vec] | None,
-) -> None:
+) -> dict[str, bytes]:
+    """The files that make a volume without voxels, by their names in it."""
     lead = () if voxel_offsets is None else (len(voxel_offsets),)
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     if lead:
@@ -330,7 +352,8 @@ def _write_metadata(
     attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
     if voxel_offsets is not None:
         attributes["neuroshed"] = {"offsets": [list(o) for o in voxel_offsets]}
-    group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+    files: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=attributes)
     group.create_array(
         "0",
         shape=(*lead, *shape),
@@ -341,6 +364,7 @@ def _write_metadata(
         fill_value=0,
         dimension_names=(*("c" for _ in lead), "z", "y", "x"),
     )
+    return {file: data.to_bytes() for file, data in files.items()}
 
 
 def chunk_side(shard_side: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import yaml
 
@@ -17,13 +16,13 @@ from neuroshed.kernels.scores import TOP_SCORE
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.segment import FRAGMENTS, Segment
-from neuroshed.storage.files import replace_file
+from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import decimal_text, parse, read_yaml
 from neuroshed.workflow.run import PLAN_FILE, WORKFLOW_FILE, Summary, planned_stages, run_stages, status
 
 
 def cut(
-    run_folder: Path,
+    run_folder: Location,
     thresholds: Sequence[str | float] = (),
     fragments: bool = False,
     cluster: ClusterConfig | None = None,
@@ -61,7 +60,7 @@ def cut(
     done = run_stages(run_folder, new, cluster or workflow.cluster, watch, files, "the same command goes on")
     summary = status(run_folder) | {"wall_seconds": done["wall_seconds"]}
     summary["restored_blocks"] -= sum(row["done"] for row in done["stages"].values()) - done["restored_blocks"]
-    replace_file(run_folder / "summary.json", json.dumps(summary, indent=2).encode())
+    (run_folder / "summary.json").put(json.dumps(summary, indent=2).encode())
     return summary
 
 
@@ -84,7 +83,7 @@ def _wanted(agglomerate: Agglomerate, thresholds: Sequence[str | float], fragmen
     return list(dict.fromkeys(wanted))
 
 
-def _check_done(run_folder: Path, stages: Sequence[Stage], agglomerate: Agglomerate) -> None:
+def _check_done(run_folder: Location, stages: Sequence[Stage], agglomerate: Agglomerate) -> None:
     _, progress = restore(run_folder, stages)
     for stage in (*agglomerate.upstream, agglomerate):
         counts = progress.stages[stage.fingerprint]

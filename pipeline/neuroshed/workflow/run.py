@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,8 +17,9 @@ from neuroshed.stages.base import Stage
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.registry import parse_stage
 from neuroshed.stages.segment import Segment
-from neuroshed.storage.files import is_disk_full, replace_file
+from neuroshed.storage.files import is_disk_full
 from neuroshed.storage.journal import Journal
+from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.plan import Plan, make_plan
 
@@ -34,17 +34,10 @@ def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
     Raises `RunFailedError` (with the summary as its `summary`) if blocks failed.
     """
     workflow = plan.workflow.model_dump(mode="json", exclude_none=True)
-    # Paths as they are meant from anywhere: `resume` may be called in another folder.
-    given = plan.workflow
-    workflow |= {
-        key: str(path.expanduser().resolve()) for key in ("image", "affinities") if (path := getattr(given, key))
-    }
-    if given.semantics is not None:
-        workflow["semantics"]["path"] = str(given.semantics.path.expanduser().resolve())
     source = plan.fragments.source
     if isinstance(source, Predict):
+        # As it is meant from anywhere: `resume` may be called in another folder.
         workflow |= {"model": source.model}
-    workflow |= {"output": str(plan.run_folder)}
     files = {
         WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
         PLAN_FILE: json.dumps([segment.model_dump(mode="json") for segment in plan.segments], indent=2),
@@ -54,7 +47,7 @@ def start(plan: Plan, watch: Watcher = lambda progress: None) -> Summary:
 
 
 def run_stages(
-    run_folder: Path,
+    run_folder: Location,
     stages: Sequence[Stage],
     cluster: ClusterConfig,
     watch: Watcher,
@@ -70,10 +63,10 @@ def run_stages(
     # Nothing is written but by the one who holds the journal.
     with _told(run_folder, again), Journal(run_folder) as journal:
         for name, text in (files or {}).items():
-            replace_file(run_folder / name, text.encode())
+            (run_folder / name).put(text.encode())
         progress = execute(journal, stages, cluster, watch)
         summary = summarise(run_folder, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
-        replace_file(run_folder / "summary.json", json.dumps(summary, indent=2).encode())
+        (run_folder / "summary.json").put(json.dumps(summary, indent=2).encode())
     if summary["status"] != "done":
         error = RunFailedError(_failure_text(run_folder, progress.failures, again))
         error.summary = summary
@@ -82,7 +75,7 @@ def run_stages(
 
 
 @contextmanager
-def _told(run_folder: Path, again: str) -> Iterator[None]:
+def _told(run_folder: Location, again: str) -> Iterator[None]:
     """Say in one line what the file system would not do, or that the cluster is gone."""
     try:
         yield
@@ -102,13 +95,13 @@ def _told(run_folder: Path, again: str) -> Iterator[None]:
         ) from error
 
 
-def resume(run_folder: Path, watch: Watcher = lambda progress: None) -> Summary:
+def resume(run_folder: Location, watch: Watcher = lambda progress: None) -> Summary:
     """Go on with a run where it stopped; failed blocks are tried again.
 
     Raises `WorkflowError` if an input or the model is no longer what the run was planned with.
     """
     file = run_folder / WORKFLOW_FILE
-    if not file.is_file():
+    if not file.exists():
         raise WorkflowError(f"{run_folder} holds no run ({WORKFLOW_FILE} is missing); start one with `neuroshed run`")
     # The folder may have been moved.
     plan = make_plan(parse(read_yaml(str(file)) | {"output": str(run_folder)}, str(file)))
@@ -125,19 +118,19 @@ def resume(run_folder: Path, watch: Watcher = lambda progress: None) -> Summary:
     return start(plan, watch)
 
 
-def status(run_folder: Path) -> Summary:
+def status(run_folder: Location) -> Summary:
     """How a run stands, from its folder alone; never disturbs a coordinator at work."""
     stages = planned_stages(run_folder)
     _, progress = restore(run_folder, stages)
     return summarise(run_folder, stages, progress)
 
 
-def planned_stages(run_folder: Path) -> list[Stage]:
+def planned_stages(run_folder: Location) -> list[Stage]:
     """The stages of the newest plan of a run. Raises `InputError` if the folder holds none."""
     file = run_folder / PLAN_FILE
     again = f"`neuroshed run {run_folder / WORKFLOW_FILE}` writes it anew and goes on"
-    if not file.is_file():
-        remedy = again if (run_folder / WORKFLOW_FILE).is_file() else "check the path"
+    if not file.exists():
+        remedy = again if (run_folder / WORKFLOW_FILE).exists() else "check the path"
         raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); {remedy}")
     try:
         values = json.loads(file.read_bytes())
@@ -157,7 +150,7 @@ def _moved(values: Any, run_folder: str) -> Any:
     return moved | {"run_folder": run_folder} if "run_folder" in values else moved
 
 
-def summarise(run_folder: Path, stages: Sequence[Stage], progress: Progress) -> Summary:
+def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress) -> Summary:
     """Blocks by stage, failures, and the paths of outputs."""
     rows: dict[str, Any] = {}
     for stage in stages:
@@ -208,7 +201,7 @@ def _largest(stages: Sequence[Stage], progress: Progress) -> tuple[dict[str, Any
     return found, alarms
 
 
-def _failure_text(run_folder: Path, failures: Sequence[Failure], again: str) -> str:
+def _failure_text(run_folder: Location, failures: Sequence[Failure], again: str) -> str:
     if not failures:
         return f"run {run_folder} ended with blocks that could not run; {again}"
     first, number = failures[0], len(failures)

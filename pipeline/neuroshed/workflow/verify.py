@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import shutil
 import uuid
-from pathlib import Path
+from contextlib import suppress
 
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.engine.coordinator import Watcher, restore
@@ -14,12 +13,13 @@ from neuroshed.errors import RunFailedError, WorkflowError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage, Step
 from neuroshed.stages.verify import Verify
+from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.run import WORKFLOW_FILE, Summary, planned_stages, run_stages
 
 
 def verify(
-    run_folder: Path,
+    run_folder: Location,
     blocks: int | None = 3,
     seed: int = 0,
     cluster: ClusterConfig | None = None,
@@ -54,7 +54,8 @@ def verify(
         error.summary = (error.summary or {}) | {"run": str(run_folder), "unfinished": unfinished}
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.delete_tree()
     return {
         "run": str(run_folder),
         "status": "equal",
