@@ -19,7 +19,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from neuroshed.errors import WorkflowError
 from neuroshed.storage import buckets
-from neuroshed.storage.locations import Location, sizes
+from neuroshed.storage.locations import Location
+from neuroshed.storage.many import delete_all, lacking, sizes
 
 
 def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +224,10 @@ def test_listing(place: Location) -> None:
         (place / "none", None),
         (place / "a/c/x.parquet", 4),
     ]
+    assert lacking([place / "b", place / "a/y", place / "none"]) == place / "a/y"
+    assert lacking([place / "b", place / "a/c/x.parquet"]) is None
+    delete_all([place / "none", place / "a/y", place / "a/c/x.parquet"])
+    assert [file for file, _ in place.files()] == [place / "b"]
     (place / "a").delete_tree()
     assert not (place / "a").exists()
     assert place.names() == ["b"]

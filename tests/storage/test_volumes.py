@@ -88,7 +88,7 @@ def test_creating_again_opens_the_same_volume(place):
     data = labels()
     fill(create(place / "a.zarr"), data)
     again = create(place / "a.zarr")
-    assert again.writable
+    assert again.sink is not None
     assert_array_equal(again.read(again.box), data)
     assert place.names() == ["a.zarr"]
 
@@ -309,3 +309,26 @@ def test_a_store_that_fails_is_told_from_a_damaged_volume(bucket, monkeypatch):
     monkeypatch.setattr(obstore, "put_async", fails)
     with pytest.raises(WorkflowError, match="connection refused"):
         volume.write(volume.box, labels())
+
+
+def test_a_damaged_shard_is_replaced(place):
+    volume, data = create(place / "a.zarr"), labels()
+    fill(volume, data)
+    for file in volume.files(volume.box):
+        file.put(b"not a shard")
+    fill(volume, data)
+    assert_array_equal(open_volume(place / "a.zarr").read(volume.box), data)
+
+
+def test_nothing_is_read_to_write(bucket, monkeypatch):
+    volume, data = create(bucket / "a.zarr"), labels()
+
+    async def read(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(obstore, "get_async", read)
+    monkeypatch.setattr(obstore, "get_range_async", read)
+    for _ in range(2):
+        fill(volume, data)
+    # As wide as the region, not as the shards.
+    volume.write(Box((8, 0, 16), (14, 16, 30)), data[8:14, :16, 16:30], Box((0, 0, 0), (14, 24, 30)))

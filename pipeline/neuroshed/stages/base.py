@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec
 from neuroshed.storage.locations import Location
+from neuroshed.storage.many import delete_all, lacking
 from neuroshed.storage.volumes import Volume
 
 
@@ -104,7 +106,10 @@ class Stage(BaseModel, ABC):
     def prepare(self) -> None:
         """Create what blocks write into. Called once by the coordinator before the first block; may be called again."""
         for step in self.steps:
-            (self.folder / (step.name or "blocks")).make_folder()
+            if self.has_tables(step.name):
+                (self.folder / (step.name or "blocks")).make_folder()
+            # Asked for, volumes are there.
+            self.written(step.name)
 
     @abstractmethod
     def run(self, step: str, index: Vec) -> Done:
@@ -136,9 +141,31 @@ class Stage(BaseModel, ABC):
         other._standing = self.folder, step
         return other
 
+    def has_tables(self, step: str) -> bool:
+        """Whether a step's blocks write tables, at `node_path`."""
+        return True
+
     def written(self, step: str) -> tuple[Volume, ...]:
-        """The volumes that a step's blocks write."""
+        """The volumes that a step's blocks write, created if they are not there."""
         return ()
+
+    def outputs(self, step: str, index: Vec) -> tuple[Location, ...]:
+        """The files that a block writes: its tables, and the shards of its box in each volume."""
+        box = next(found.grid for found in self.steps if found.name == step).block_box(index)
+        tables = [self.node_path(step, index)] if self.has_tables(step) else []
+        return (*tables, *(file for volume in self.written(step) for file in volume.files(box)))
+
+    def check_outputs(self, step: str, index: Vec) -> None:
+        """Raise `BlockError` naming a file of a finished block that is missing or empty."""
+        if (file := lacking(self.outputs(step, index))) is not None:
+            raise BlockError(
+                f"{file} is missing or empty, though its block is done; see that nothing removes files of the run and "
+                "that its disk or store keeps what is written"
+            )
+
+    def drop(self, step: str, index: Vec) -> None:
+        """Delete the files of a block, if they are there."""
+        delete_all(self.outputs(step, index))
 
     @property
     def marks(self) -> tuple[Location, ...]:

@@ -128,11 +128,6 @@ class BlockStage(Stage):
         """The labels."""
         return (self.labels,)
 
-    def prepare(self) -> None:
-        """Create the volume of labels and the folder of tables."""
-        super().prepare()
-        _ = self.labels
-
     def run(self, step: str, index: Vec) -> Done:
         """Fragments of one block."""
         box = self.grid.block_box(index)

@@ -15,9 +15,10 @@ from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.locations import Location
+from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.sections import CACHE_BYTES
 from neuroshed.storage.sources import Source, open_source
-from neuroshed.storage.volumes import CHUNK_SIDE, Volume, create_volume
+from neuroshed.storage.volumes import Volume, create_volume
 
 BLOCK_BYTES = 128 * 2**20
 """A default block has about this many bytes: large enough to be worth a task, small enough for a worker's memory."""
@@ -116,10 +117,13 @@ class Import(Stage):
         """The stage's file and the volume."""
         return (*super().marks, self.target)
 
-    def prepare(self) -> None:
-        """Create the new volume."""
-        self.folder.make_folder()
-        _ = self.volume
+    def has_tables(self, step: str) -> bool:
+        """None."""
+        return False
+
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The new volume."""
+        return (self.volume,)
 
     def run(self, step: str, index: Vec) -> Done:
         """Read, convert and write one block."""

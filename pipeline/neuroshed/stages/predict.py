@@ -93,9 +93,9 @@ class Predict(Stage):
         """The affinities."""
         return (self.affinities,)
 
-    def prepare(self) -> None:
-        """Create the volume of affinities; there are no tables."""
-        _ = self.affinities
+    def has_tables(self, step: str) -> bool:
+        """None."""
+        return False
 
     def run(self, step: str, index: Vec) -> Done:
         """Affinities of one block."""

@@ -75,10 +75,9 @@ class Segment(Stage):
         """The labels, which the last step writes."""
         return (self.labels,) if step == PAINT else ()
 
-    def prepare(self) -> None:
-        """Create the volume and the folders of nodes."""
-        super().prepare()
-        _ = self.labels
+    def has_tables(self, step: str) -> bool:
+        """Of nodes; blocks are painted."""
+        return step != PAINT
 
     def run(self, step: str, index: Vec) -> Done:
         """Answer those below a node, or paint a block."""

@@ -19,7 +19,6 @@ from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.nodes import differing_column
-from neuroshed.storage.volumes import Volume
 
 
 class Verify(Stage):
@@ -85,6 +84,6 @@ class Verify(Stage):
         """That of the block, and both results."""
         return self.target.memory_bytes(self.step) + 3 * self.target.output_bytes // max(len(self._grid), 1)
 
-    def written(self, step: str) -> tuple[Volume, ...]:
+    def has_tables(self, step: str) -> bool:
         """None that stay."""
-        return ()
+        return False

@@ -15,8 +15,7 @@ import re
 import shutil
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
@@ -32,7 +31,6 @@ from neuroshed.errors import WorkflowError
 from neuroshed.storage import files as disk
 from neuroshed.storage.buckets import CHECK_RETRIES, READ_AHEAD_BYTES, ObjectReader, ObjectWriter, client, told
 
-REQUESTS_AT_ONCE = 16
 DELETES_AT_ONCE = 1000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -201,15 +199,6 @@ def _validated(value: Any) -> Location:
     if not isinstance(value, str | os.PathLike | Location):
         raise ValueError("needed is a path or an s3:// URL")
     return Location.of(value)
-
-
-def sizes(files: Iterable[Location]) -> list[tuple[Location, int | None]]:
-    """Each file with its size, as `Location.size` says it; those in buckets are asked for many at once."""
-    listed = list(files)
-    if len(listed) < 2 or all(file.is_local for file in listed):
-        return [(file, file.size()) for file in listed]
-    with ThreadPoolExecutor(min(len(listed), REQUESTS_AT_ONCE)) as pool:
-        return list(zip(listed, pool.map(lambda file: file.size(), listed), strict=True))
 
 
 class _OnDisk(Location):

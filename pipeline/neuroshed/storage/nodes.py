@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from neuroshed.errors import BlockError
 from neuroshed.storage.locations import Location
+from neuroshed.storage.readback import forget_cached, is_reading_back, not_held
 
 CHECKSUMS = "neuroshed.crc32"
 """Key of the file's metadata that holds the CRC-32 of each column's type and values, after a CRC-32 of the list itself:
@@ -39,7 +40,8 @@ def write_node(path: Location, tables: Mapping[str, Columns | Iterator[Columns]]
     checksummed, synced.
 
     A table may also come in pieces, at least one, each of which is dropped when it is written. Returns the rows of each
-    table. Raises OSError as the file system does (a full disk included).
+    table. Raises OSError as the file system does (a full disk included), `WorkflowError` as the object store does,
+    `BlockError` if it is read back (`reading_back`) as something else.
     """
     checksums: dict[str, int] = {}
     rows = dict.fromkeys(tables, 0)
@@ -67,7 +69,23 @@ def write_node(path: Location, tables: Mapping[str, Columns | Iterator[Columns]]
             }
             writer.write_table(_row(tables_of_row, checksums, rows))
         writer.add_key_value_metadata({CHECKSUMS: _sealed(checksums)})
+    if is_reading_back():
+        _check_held(path, checksums)
     return rows
+
+
+def _check_held(path: Location, checksums: dict[str, int]) -> None:
+    try:
+        forget_cached([path])
+        with _opened(path) as file:
+            held = _unsealed(file.metadata.metadata[CHECKSUMS.encode()])
+            for name in dict.fromkeys(column.partition(".")[0] for column in held):
+                for _ in _pieces(path, file, name):
+                    pass
+    except (BlockError, LookupError, OSError, ValueError) as error:
+        raise not_held(path, error) from error
+    if held != checksums:
+        raise not_held(path, "its checksums are others")
 
 
 def read_node(path: Location, *names: str) -> tuple[Columns, ...]:
