@@ -47,7 +47,7 @@ def s3_server() -> Iterator[str]:
     settings = {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-tests",
         "AWS_REGION": "us-east-1",
     }
     with pytest.MonkeyPatch.context() as patch:
