@@ -306,10 +306,10 @@ def test_a_scheduler_that_goes_away_is_told_and_the_run_goes_on_later(settings: 
                 closing.join(1)
 
         sabotage(patch, close, Agglomerate)
+        where = f"{{kind: address, address: '{cluster.scheduler_address}', patience_seconds: 0}}"
         with pytest.raises(
             RunFailedError, match=r"lost its Dask scheduler .+; start it, then `neuroshed resume"
         ) as caught:
-            where = f"{{kind: address, address: '{cluster.scheduler_address}', patience_seconds: 0}}"
             neuroshed.run("segment", [*settings, f"cluster={where}"])
         closing.join()
     assert "\n" not in str(caught.value)
