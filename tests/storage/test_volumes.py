@@ -290,6 +290,20 @@ def test_a_shard_that_is_missing_or_empty_is_named(place):
         assert volume.read(Box((8, 0, 0), (16, 16, 16))).any()
 
 
+def test_a_bucket_is_asked_only_for_shards_that_seem_empty(bucket, monkeypatch):
+    volume = create(bucket / "a.zarr")
+    data = labels() + np.uint64(1)
+    data[:8, :16, :16] = 0
+    fill(volume, data)
+    asked = []
+    head = obstore.head
+    monkeypatch.setattr(obstore, "head", lambda store, path: asked.append(path) or head(store, path))
+    assert_array_equal(volume.read(volume.box), data)
+    assert asked == ["a.zarr/0/c/0/0/0"]
+    assert not volume.read(Box((2, 0, 0), (3, 9, 1))).any()
+    assert len(asked) == 2
+
+
 def test_a_store_that_fails_is_told_from_a_damaged_volume(bucket, monkeypatch):
     volume = create(bucket / "a.zarr")
     fill(volume, labels())

@@ -84,9 +84,6 @@ class Volume:
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
-        # zarr takes either for a shard of nothing but zeros.
-        if self.sink is not None and (file := lacking(self.files(box))) is not None:
-            raise BlockError(f"{file} is missing or empty; remove its stage's folder and run again")
         lead: tuple[Any, ...]
         if self.channels is None:
             lead = (0,) * (self.array.ndim - 3)
@@ -106,7 +103,22 @@ class Volume:
                 "else remove its stage's folder and run again"
             ) from error
         kept = self.order[-data.ndim :]
-        return np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
+        found = np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
+        if self.sink is not None:
+            self._check_there(box, found)
+        return found
+
+    def _check_there(self, box: Box, found: npt.NDArray[Any]) -> None:
+        """Raise `BlockError` naming a shard that is missing or empty, which zarr takes for one of nothing but zeros."""
+        grid = Grid(self.box, self.shard_shape)
+        suspects = []
+        for index, file in zip(grid.touching(box), self.files(box), strict=True):
+            part = grid.block_box(index).intersect(box).slices(box.start)
+            # To ask a store may take as long as to read, to look at a disk takes nothing.
+            if self.path.is_local or not found[(..., *part)].any():
+                suspects.append(file)
+        if (lost := lacking(suspects)) is not None:
+            raise BlockError(f"{lost} is missing or empty; remove its stage's folder and run again")
 
     def read_bytes(self, shape: Vec, channels: int = 1) -> int:
         """Upper bound in bytes of what `read` takes at its peak, its result included, for any box of `shape`."""
