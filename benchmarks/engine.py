@@ -165,7 +165,8 @@ def main() -> None:
     print(f"  plain Dask graph of {STAGES * options.peer_blocks:,} tasks: {peer['blocks_per_s']:,.0f}/s: {ratio:.1f} x")
     print(
         f"  coordinator and scheduler at most {found['peak_bytes'] / 1e6:,.0f} MB, "
-        f"{found['bytes_per_block_slope']:.1f} bytes a block more in the second half (plain Dask: {peer['bytes_per_block']:,.0f} a task held)"
+        f"{found['bytes_per_block_slope']:.1f} bytes a block more in the second half "
+        f"(plain Dask: {peer['bytes_per_block']:,.0f} a task held)"
     )
     print(
         f"  killed and started again: {found['restored']:,} blocks restored, jobs go out after "

@@ -22,8 +22,8 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.registry import load_stage, save_stage
 from neuroshed.stages.segment import Segment
-from neuroshed.storage.files import make_folder
 from neuroshed.storage.journal import read_journal
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns, read_node, write_node
 from neuroshed.workflow.plan import Plan
 from peers.measure import Clock, serve
@@ -57,11 +57,11 @@ def large_nodes(folder: Path, settings: list[tuple[str, Plan]], warm: Plan, ente
     return found
 
 
-def coordinator(folder: Path, run_folder: Path, side: int) -> dict[str, float]:
+def coordinator(folder: Path, run_folder: Location, side: int) -> dict[str, float]:
     """What a block costs the coordinator of `side` blocks cubed: bytes and seconds of bookkeeping, bytes of journal."""
     figures: dict[str, float] = processes.run(HERE, {"side": side}, folder)["tasks"][0]
     events = sum(1 for _ in read_journal(run_folder))
-    logs = (path.stat().st_size for path in (run_folder / "journal").glob("*.log"))
+    logs = (path.stat().st_size for path in (run_folder / "journal").local.glob("*.log"))
     return figures | {"journal_bytes_per_task": sum(logs) / events}
 
 
@@ -138,11 +138,11 @@ def _node(
         "edges": edges,
         "graph_gb": tree.graph_gb,
         "predicted_bytes": tree.memory_bytes(step),
-        "file_bytes": path.stat().st_size,
+        "file_bytes": path.size(),
         **up,
     }
     if down and segment:
-        answers = segment.node_path(f"down{level}", index).stat().st_size
+        answers = segment.node_path(f"down{level}", index).size()
         found["down"] = down[0] | {"file_bytes": answers}
     return found
 
@@ -151,10 +151,11 @@ def _moved(
     tree: Agglomerate, segment: Segment, folder: Path, level: int, inside: list[Vec], copies: int
 ) -> tuple[Agglomerate, Segment]:
     """The stages with their outputs elsewhere, where what the nodes `inside` handed up stands `copies` times."""
-    moved = tree.model_copy(update={"run_folder": folder})
-    last = segment.model_copy(update={"run_folder": folder, "agglomerate": moved})
+    place = Location.of(folder)
+    moved = tree.model_copy(update={"run_folder": place})
+    last = segment.model_copy(update={"run_folder": place, "agglomerate": moved})
     for path in (moved.folder / f"up{level - 1}", moved.folder / f"up{level}", last.folder / f"down{level}"):
-        make_folder(path)
+        path.make_folder()
     for child in inside:
         tables = read_node(tree.node_path(f"up{level - 1}", child), *HANDED_UP)
         many = {name: _copied(table, copies) for name, table in zip(HANDED_UP, tables, strict=True)}
@@ -182,10 +183,10 @@ def _work(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     if "side" in job:
         return {"tasks": [_bookkeeping(job["side"])]}
     for path, step in job["warm"]:
-        load_stage(Path(path)).run(step, (0, 0, 0))
+        load_stage(Location.of(path)).run(step, (0, 0, 0))
     found = []
     for path, step in job["tasks"]:
-        stage = load_stage(Path(path))
+        stage = load_stage(Location.of(path))
         before, begin = _reset_peak(), time.perf_counter()
         stage.run(step, tuple(job["index"]))
         found.append({"seconds": time.perf_counter() - begin, "peak_bytes": _peak() - before})

@@ -33,6 +33,7 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.segment import Segment
 from neuroshed.storage.journal import read_journal
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node
 from neuroshed.storage.volumes import create_volume
 from neuroshed.workflow.config import load
@@ -102,7 +103,8 @@ def _settings(shape: Vec, quick: bool) -> list[Setting]:
 def _measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Figures of all settings and of large nodes."""
     path, source = _affinities(work, args.shape, args.data)
-    run_folder, warm = work / f"run-{path.stem}", work / "warm"
+    place = Location.of(work)
+    run_folder, warm = place / f"run-{path.stem}", place / "warm"
     print(f"{source}: {'x'.join(map(str, args.shape))}, {np.prod(args.shape) / 1e6:.1f} Mvoxel", flush=True)
     # Kernels are compiled, or read from their cache, on a corner.
     small = _plan(path, warm, Setting(16, "0.2", 200), args.cluster, Box((0, 0, 0), (32, 32, 32)))
@@ -149,7 +151,7 @@ def _affinities(work: Path, shape: Vec, data: Path | None) -> tuple[Path, str]:
     return path, source
 
 
-def _plan(path: Path, output: Path, setting: Setting, cluster: str, box: Box | None = None) -> Plan:
+def _plan(path: Path, output: Location, setting: Setting, cluster: str, box: Box | None = None) -> Plan:
     settings = [
         f"affinities={path}",
         f"output={output}",
@@ -166,7 +168,7 @@ def _plan(path: Path, output: Path, setting: Setting, cluster: str, box: Box | N
     return make_plan(load("stitch", settings))
 
 
-def _row(run_folder: Path, stages: list[Stage]) -> dict[str, Any]:
+def _row(run_folder: Location, stages: list[Stage]) -> dict[str, Any]:
     """What the journal and the files say of the stages of one setting."""
     done = {}
     for event in read_journal(run_folder):
@@ -220,7 +222,7 @@ def _levels(tree: Agglomerate, segment: Segment | None, events: Events) -> Itera
             "edges_per_face_voxel": edges / faces if faces else None,
             "touching_per_face_voxel": touching / faces if faces else None,
             "frozen_per_face_voxel": (up - touching) / faces if faces else None,
-            "file_bytes": sum(path.stat().st_size for path in paths) / len(found),
+            "file_bytes": sum(path.size() or 0 for path in paths) / len(found),
             "seconds": sum(event["seconds"] for event in found) / len(found),
             "down": _down(segment, level, events) if segment else None,
         }
@@ -268,8 +270,8 @@ def _down(segment: Segment, level: int, events: Events) -> dict[str, float]:
     }
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _bytes(folder: Location) -> int:
+    return sum(size for _, size in folder.files())
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from neuroshed.workflow import verify as verifying
 from neuroshed.workflow.plan import Plan, make_plan
 
 PathLike = str | os.PathLike[str]
+"""A path, or text that is one or an `s3://` URL."""
 Summary = dict[str, Any]
 
 
@@ -86,10 +87,10 @@ def resume(
     """Go on with a run where it stopped; failed blocks are tried again. Returns and raises as `run`, or with `detach`
     as `submit`.
     """
-    folder = Path(run_folder).resolve()
+    folder = Location.of(run_folder)
     if detach:
         runs_.resumed(folder)
-        return launch.submit(["resume", str(folder), *_flags(verify_writes)], Location.of(folder))
+        return launch.submit(["resume", str(folder), *_flags(verify_writes)], folder)
     return runs_.resume(folder, _options(watch, verify_writes, control))
 
 
@@ -108,13 +109,13 @@ def retry(
 
     Raises `WorkflowError` if no failed block is meant.
     """
-    folder = Path(run_folder).resolve()
+    folder = Location.of(run_folder)
     if detach:
         runs_.check_retry(folder, stage, blocks)
         runs_.resumed(folder)
         words = ["--stage", stage] if stage else []
         words += [word for block in blocks for word in ("--blocks", ",".join(map(str, block)))]
-        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes)], Location.of(folder))
+        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes)], folder)
     return runs_.retry(folder, stage, blocks, _options(watch, verify_writes, control))
 
 
@@ -186,7 +187,7 @@ def cut(
     """Write more segmentations of a run, at other thresholds, from the merges that it has recorded, and the unmerged
     fragments if asked. No other stage is touched. Returns and raises as `run`.
     """
-    return cuts.cut(Path(run_folder).resolve(), thresholds, fragments, cluster, watch)
+    return cuts.cut(Location.of(run_folder), thresholds, fragments, cluster, watch)
 
 
 def verify(
@@ -202,7 +203,7 @@ def verify(
     Returns how many blocks of each step were equal. Raises `RunFailedError`, with the failures in its `summary`, if any
     differs or cannot be computed again. The run's own files are only read.
     """
-    return verifying.verify(Path(run_folder).resolve(), blocks, seed, cluster, watch)
+    return verifying.verify(Location.of(run_folder), blocks, seed, cluster, watch)
 
 
 def init(name: str, target: PathLike) -> Path:
@@ -236,13 +237,13 @@ def import_volume(
     need. The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError`
     for a source that cannot be imported, `WorkflowError` if the target is there already.
     """
-    goal = Path(target).expanduser().resolve()
+    goal = Location.of(target).local
     if goal.exists():
         raise WorkflowError(f"target {goal} exists already; choose another or remove it")
     # Beside the target, so that a second call finds what the first one did, and gone at the end.
     run_folder = goal.with_name(f".{goal.name}.import")
     stage = Import.of(
-        run_folder,
+        Location.of(run_folder),
         Path(source).expanduser(),
         goal.name,
         voxel_size,
@@ -252,8 +253,8 @@ def import_volume(
         block_shape=block_shape,
     )
     options = Options(cluster=cluster or ClusterConfig(), watch=watch)
-    runs_.run_stages(run_folder, [stage], options, again="the same import goes on")
-    stage.target.rename(goal)
+    runs_.run_stages(stage.run_folder, [stage], options, again="the same import goes on")
+    stage.target.local.rename(goal)
     sync_path(goal.parent)
     shutil.rmtree(run_folder)
     return goal
@@ -275,9 +276,10 @@ def evaluate(
     """
     shape = block_shape or _evaluation_blocks(open_volume(segmentation).shard_shape)
     with tempfile.TemporaryDirectory(prefix="neuroshed-evaluate-") as folder:
-        stage = Contingency.of(Path(folder), Path(segmentation), Path(truth), shape, box)
+        scratch = Location.of(folder)
+        stage = Contingency.of(scratch, Location.of(segmentation), Location.of(truth), shape, box)
         used = cluster or ClusterConfig(kind="in-process")
-        runs_.run_stages(Path(folder), [stage], Options(cluster=used, watch=watch), again="evaluate again")
+        runs_.run_stages(scratch, [stage], Options(cluster=used, watch=watch), again="evaluate again")
         return evaluate_tables(stage).as_json()
 
 

@@ -232,7 +232,7 @@ def test_blocks_are_read_back_if_asked(job: Callable[..., Job], monkeypatch: pyt
         inside.append(depth)
         return voxels(index)
 
-    monkeypatch.setattr(worker.volumes, "reading_back", reading_back, raising=False)
+    monkeypatch.setattr(worker, "reading_back", reading_back)
     run_job(job(run, 0, 1, verify=True))
     run_job(job(run, 0))
     assert inside == [1, 1, 0]

@@ -155,3 +155,30 @@ def test_predicted_memory_grows_with_batch_and_patch() -> None:
     ]
     assert sizes == sorted(sizes)
     assert sizes[1] - sizes[0] > math.prod((16, 16, 16)) * 4 * architecture.features[0]
+
+
+class Constant(nn.Module):
+    """Says the same of each patch: a number, but for one voxel where the image is darkest."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x == -1, self.value, 0.0).repeat(1, 5, 1, 1, 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_is_no_number_is_refused_by_place(value: float, batch_size: int) -> None:
+    image = np.full((13, 17, 19), 9, np.uint8)
+    whole = Box.of_shape(image.shape)
+    # The zeros of a batch's tail are no part of the image.
+    assert (predict(image, whole, Constant(value), batch_size) == 128).all()
+    image[5, 7, 7] = 0
+    with pytest.raises(BlockError, match=r"gives NaN or infinity in .*; check the model's weights") as caught:
+        predict(image, whole, Constant(value), batch_size)
+    (cell,) = (cell for cell in LATTICE.cells(whole) if cell.contains(Box((5, 7, 7), (6, 8, 8))))
+    assert f"in {cell.intersect(whole)};" in str(caught.value)
+    apart = Box((8, 12, 12), (13, 17, 19))
+    assert (predict(image, apart, Constant(value), batch_size) == 128).all()

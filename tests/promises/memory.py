@@ -10,23 +10,23 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels.conventions import Convention
-from neuroshed.stages import base, semantics
+from neuroshed.stages import semantics
 from neuroshed.stages.affinities import NEAREST, Affinities
 from neuroshed.stages.base import Stage
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.segment import Segment
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns
 
 from .chunks import Task
 
-HERE = Path("/in/memory")
+HERE = Location.of("/in/memory")
 
 
 class CrashError(Exception):
@@ -37,8 +37,8 @@ class CrashError(Exception):
 class Memory:
     """Everything that blocks wrote. What is written again must be the same as before."""
 
-    nodes: dict[Path, dict[str, Columns]] = field(default_factory=dict)
-    volumes: dict[Path, Array] = field(default_factory=dict)
+    nodes: dict[Location, dict[str, Columns]] = field(default_factory=dict)
+    volumes: dict[Location, Array] = field(default_factory=dict)
     writes_left: int | None = None
     """After so many more writes a block is stopped; None: never."""
 
@@ -48,7 +48,7 @@ class Memory:
                 raise CrashError
             self.writes_left -= 1
 
-    def write_node(self, path: Path, tables: Mapping[str, Columns | Iterator[Columns]]) -> dict[str, int]:
+    def write_node(self, path: Location, tables: Mapping[str, Columns | Iterator[Columns]]) -> dict[str, int]:
         self.count_write()
         whole = {name: joined(rows) if isinstance(rows, Iterator) else rows for name, rows in tables.items()}
         stored = {name: {key: stored_column(values) for key, values in rows.items()} for name, rows in whole.items()}
@@ -57,16 +57,16 @@ class Memory:
         self.nodes[path] = stored
         return {name: len(next(iter(rows.values()))) for name, rows in stored.items()}
 
-    def read_node(self, path: Path, *names: str) -> tuple[Columns, ...]:
+    def read_node(self, path: Location, *names: str) -> tuple[Columns, ...]:
         return tuple(dict(self.nodes[path][name]) for name in names)
 
-    def read_nodes(self, paths: Sequence[Path], *names: str) -> Iterator[Columns]:
+    def read_nodes(self, paths: Sequence[Location], *names: str) -> Iterator[Columns]:
         return (joined(self.read_node(path, name)[0] for path in paths) for name in names)
 
-    def read_pieces(self, path: Path, name: str) -> Iterator[Columns]:
+    def read_pieces(self, path: Location, name: str) -> Iterator[Columns]:
         return iter(self.read_node(path, name))
 
-    def volume(self, path: Path, shape: Vec, dtype: np.dtype) -> Array:
+    def volume(self, path: Location, shape: Vec, dtype: np.dtype) -> Array:
         return self.volumes.setdefault(path, Array(self, np.zeros(shape, dtype)))
 
 
@@ -130,7 +130,7 @@ def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iter
             if name.startswith("neuroshed.stages."):
                 for function in {"read_node", "read_nodes", "read_pieces", "write_node"} & vars(module).keys():
                     patch.setattr(module, function, getattr(memory, function))
-        patch.setattr(base, "make_folder", lambda path: None)
+        patch.setattr(type(HERE), "make_folder", lambda place: None)
         patch.setattr(Affinities, "read", lambda stage, box: affinities[(slice(None), *box.slices())].copy())
         patch.setattr(semantics, "_open", lambda path: Array(memory, classes))
         patch.setattr(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from neuroshed.geometry import Vec
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done
 from neuroshed.stages.fragments import Fragments
-from neuroshed.storage import files, nodes
 from neuroshed.storage.journal import Journal, read_events
 from neuroshed.storage.ledger import positions_of
+from neuroshed.storage.locations import Location
 
 from .chunks import random_affinities, write_affinities
 
@@ -167,22 +168,25 @@ def test_every_block_of_a_stage_may_fail(settings: list[str]) -> None:
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-def fill_disk_at(patch: pytest.MonkeyPatch, module: Any, call: int) -> None:
-    """The disk is full in the given call of the module's way of writing files, and from then on."""
-    calls = [0]
-    name = "replacing" if module is nodes else "replace_file"
-    write = getattr(files, name)
+def fill_disk_at(patch: pytest.MonkeyPatch, where: str) -> None:
+    """The disk is full when some file is written, and from then on."""
+    disk = type(Location.of("/"))
+    put, replacing = disk.put, disk.replacing
+    names = {"plan": "plan.json", "stage": "stage.json"}
+    nodes = itertools.count(1)
 
-    def full(path: Path, *data: Any) -> Any:
-        # What makes the process the run's holder still fits.
-        calls[0] += module is not files or path.name == "plan.json"
-        if calls[0] < call:
-            return write(path, *data)
-        if module is nodes:
-            return Path("/dev/full").open("wb")
-        raise FULL
+    def full_put(place: Location, data: bytes) -> None:
+        if place.name == names.get(where):
+            raise FULL
+        put(place, data)
 
-    patch.setattr(module, name, full)
+    def full_node(place: Location) -> Any:
+        if where in names or next(nodes) < (30 if where == "some node" else 1):
+            return replacing(place)
+        return Path("/dev/full").open("wb")
+
+    patch.setattr(disk, "put", full_put)
+    patch.setattr(disk, "replacing", full_node)
 
 
 def full_journal(patch: pytest.MonkeyPatch) -> None:
@@ -201,14 +205,11 @@ def full_journal(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("where", ["first node", "some node", "plan", "stage", "journal"])
 def test_a_full_disk_stops_the_run_which_goes_on_later(where: str, settings: list[str], tmp_path: Path) -> None:
-    from neuroshed.stages import registry
-
     with pytest.MonkeyPatch.context() as patch:
         if where == "journal":
             full_journal(patch)
         else:
-            module = {"plan": files, "stage": registry}.get(where, nodes)
-            fill_disk_at(patch, module, 30 if where == "some node" else 1)
+            fill_disk_at(patch, where)
         with pytest.raises(StorageFullError) as caught:
             neuroshed.run("segment", settings)
     message = str(caught.value)
@@ -306,10 +307,10 @@ def test_a_scheduler_that_goes_away_is_told_and_the_run_goes_on_later(settings: 
                 closing.join(1)
 
         sabotage(patch, close, Agglomerate)
+        where = f"{{kind: address, address: '{cluster.scheduler_address}', patience_seconds: 0}}"
         with pytest.raises(
             RunFailedError, match=r"lost its Dask scheduler .+; start it, then `neuroshed resume"
         ) as caught:
-            where = f"{{kind: address, address: '{cluster.scheduler_address}', patience_seconds: 0}}"
             neuroshed.run("segment", [*settings, f"cluster={where}"])
         closing.join()
     assert "\n" not in str(caught.value)

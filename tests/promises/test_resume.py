@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import os
 import random
 import shutil
@@ -18,7 +17,7 @@ import pytest
 
 import neuroshed
 from neuroshed.errors import InputError, WorkflowError
-from neuroshed.storage.journal import Journal, read_events, read_ledger
+from neuroshed.storage.journal import Journal, read_events
 from neuroshed.storage.ledger import positions_of
 
 from .chunks import random_affinities, write_affinities

@@ -163,7 +163,7 @@ def test_a_truth_without_labels_is_refused(tmp_path, pair):
 def test_a_missing_table_is_named(tmp_path, pair):
     stage = Contingency.of(tmp_path, pair[0], pair[1], (8, 8, 8))
     run_all(stage)
-    stage.node_path("", (1, 0, 2)).unlink()
+    stage.node_path("", (1, 0, 2)).delete()
     with pytest.raises(BlockError, match=r"1_0_2\.parquet is missing"):
         evaluate_tables(stage)
 

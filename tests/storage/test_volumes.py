@@ -1,13 +1,15 @@
 import json
 
 import numpy as np
+import obstore
 import pytest
 import zarr
 from numpy.testing import assert_array_equal
+from obstore.exceptions import GenericError
 from ome_zarr_models.v05.image import Image
 from zarr.storage import LocalStore
 
-from neuroshed.errors import InputError, WorkflowError
+from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid
 from neuroshed.storage.volumes import check_block_shape, create_volume, open_volume
 
@@ -43,11 +45,11 @@ def old_image(path, data, axes, transforms, image_transforms=None, version="0.4"
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
-def test_blocks_read_back_as_the_whole(tmp_path, dtype):
+def test_blocks_read_back_as_the_whole(place, dtype):
     data = labels(dtype=dtype)
-    written = create(tmp_path / "a.zarr", dtype=dtype, offset=(400.0, 8.0, 0.0))
+    written = create(place / "a.zarr", dtype=dtype, offset=(400.0, 8.0, 0.0))
     fill(written, data)
-    volume = open_volume(tmp_path / "a.zarr")
+    volume = open_volume(place / "a.zarr")
     assert volume.dtype == data.dtype
     assert (volume.shape, volume.channels, volume.shard_shape) == (SHAPE, None, SHARD)
     assert (volume.voxel_size, volume.offset) == ((40.0, 4.0, 4.0), (400.0, 8.0, 0.0))
@@ -55,20 +57,20 @@ def test_blocks_read_back_as_the_whole(tmp_path, dtype):
         assert_array_equal(volume.read(box), data[box.slices()])
 
 
-def test_affinities_keep_their_offsets(tmp_path):
+def test_affinities_keep_their_offsets(place):
     data = labels((3, *SHAPE), np.uint8)
-    written = create(tmp_path / "a.zarr", dtype="uint8", voxel_offsets=NEAREST)
+    written = create(place / "a.zarr", dtype="uint8", voxel_offsets=NEAREST)
     fill(written, data)
-    volume = open_volume(tmp_path / "a.zarr")
+    volume = open_volume(place / "a.zarr")
     assert (volume.channels, volume.voxel_offsets, volume.shape) == (3, NEAREST, SHAPE)
     assert_array_equal(volume.read(volume.box), data)
     assert_array_equal(volume.read(Box((1, 2, 3), (9, 9, 9)), channels=2), data[:2, 1:9, 2:9, 3:9])
 
 
 @pytest.mark.parametrize("offsets", [None, NEAREST])
-def test_metadata_is_valid_ome_zarr(tmp_path, offsets):
-    create(tmp_path / "a.zarr", voxel_offsets=offsets)
-    image = Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r"))
+def test_metadata_is_valid_ome_zarr(place, offsets):
+    create(place / "a.zarr", voxel_offsets=offsets)
+    image = Image.from_zarr(zarr.open_group((place / "a.zarr").zarr_store(read_only=True), mode="r"))
     axes = image.ome_attributes.multiscales[0].axes
     assert [axis.name for axis in axes] == [*(["c"] if offsets else []), "z", "y", "x"]
     assert axes[-1].unit == "nanometer"
@@ -82,20 +84,20 @@ def test_a_volume_is_sharded_and_checked(tmp_path):
     assert '"checksum": true' in json.dumps(metadata)
 
 
-def test_creating_again_opens_the_same_volume(tmp_path):
+def test_creating_again_opens_the_same_volume(place):
     data = labels()
-    fill(create(tmp_path / "a.zarr"), data)
-    again = create(tmp_path / "a.zarr")
-    assert again.writable
+    fill(create(place / "a.zarr"), data)
+    again = create(place / "a.zarr")
+    assert again.sink is not None
     assert_array_equal(again.read(again.box), data)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+    assert place.names() == ["a.zarr"]
 
 
 @pytest.mark.parametrize("change", [{"shape": (20, 24, 31)}, {"dtype": "uint32"}, {"shard_shape": (16, 16, 16)}])
-def test_creating_another_volume_there_is_refused(tmp_path, change):
-    create(tmp_path / "a.zarr")
+def test_creating_another_volume_there_is_refused(place, change):
+    create(place / "a.zarr")
     with pytest.raises(WorkflowError, match="choose another path or remove it"):
-        create(tmp_path / "a.zarr", **change)
+        create(place / "a.zarr", **change)
 
 
 def test_a_volume_made_meanwhile_is_taken(tmp_path, monkeypatch):
@@ -129,9 +131,9 @@ def test_boxes_that_do_not_own_their_shards_are_refused(tmp_path, box):
         volume.write(box, np.ones(box.shape, np.uint64))
 
 
-def test_opened_volumes_are_read_only(tmp_path):
-    create(tmp_path / "a.zarr")
-    volume = open_volume(tmp_path / "a.zarr")
+def test_opened_volumes_are_read_only(place):
+    create(place / "a.zarr")
+    volume = open_volume(place / "a.zarr")
     with pytest.raises(ValueError, match="inputs are never changed"):
         volume.write(volume.box, np.ones(SHAPE, np.uint64))
     with pytest.raises(ValueError, match="read-only"):
@@ -144,11 +146,11 @@ def test_reading_outside_is_refused(tmp_path):
         volume.read(volume.box.grow(0, 1))
 
 
-def test_zeros_written_over_a_block_are_read_back(tmp_path):
-    volume = create(tmp_path / "a.zarr")
+def test_zeros_written_over_a_block_are_read_back(place):
+    volume = create(place / "a.zarr")
     fill(volume, labels() + np.uint64(1))
     fill(volume, np.zeros(SHAPE, np.uint64))
-    assert not open_volume(tmp_path / "a.zarr").read(volume.box).any()
+    assert not open_volume(place / "a.zarr").read(volume.box).any()
 
 
 def test_reads_ome_zarr_04_with_time_and_channel(tmp_path):
@@ -186,10 +188,12 @@ def test_transforms_of_the_whole_image_come_after_those_of_the_level(tmp_path):
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_plain_array_has_voxels_of_one_nanometre(tmp_path, zarr_format):
+def test_a_plain_array_has_voxels_of_one_nanometre(place, zarr_format):
     data = labels()
-    zarr.create_array(LocalStore(tmp_path / "a.zarr"), data=data, zarr_format=zarr_format, chunks=(8, 8, 8))
-    volume = open_volume(tmp_path / "a.zarr")
+    zarr.create_array(
+        (place / "a.zarr").zarr_store(read_only=False), data=data, zarr_format=zarr_format, chunks=(8, 8, 8)
+    )
+    volume = open_volume(place / "a.zarr")
     assert (volume.voxel_size, volume.offset) == ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     assert_array_equal(volume.read(Box((2, 2, 2), (9, 10, 11))), data[2:9, 2:10, 2:11])
 
@@ -201,17 +205,20 @@ def test_what_is_no_volume_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(InputError, match="bring other formats in with `neuroshed import`"):
         open_volume(tmp_path / "a.tif")
     (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="the path does not exist or is empty"):
+        open_volume(tmp_path / "folder")
+    (tmp_path / "folder" / "a.tif").touch()
     with pytest.raises(InputError, match="is not a Zarr array or group"):
         open_volume(tmp_path / "folder")
 
 
-def test_groups_without_an_image_are_refused(tmp_path):
-    group = zarr.create_group(LocalStore(tmp_path / "a.zarr"))
+def test_groups_without_an_image_are_refused(place):
+    group = zarr.create_group((place / "a.zarr").zarr_store(read_only=False))
     with pytest.raises(InputError, match=r"without OME-Zarr multiscales$"):
-        open_volume(tmp_path / "a.zarr")
+        open_volume(place / "a.zarr")
     group.create_array("raw", shape=SHAPE, dtype="uint8")
     with pytest.raises(InputError, match="without OME-Zarr multiscales; name one of its arrays: raw"):
-        open_volume(tmp_path / "a.zarr")
+        open_volume(place / "a.zarr")
 
 
 def test_an_image_whose_array_is_missing_is_refused(tmp_path):
@@ -246,3 +253,96 @@ def test_blocks_are_whole_shards():
     check_block_shape((64, 32, 32), (32, 32, 16))
     with pytest.raises(WorkflowError, match=r"nearest that fits: \[64, 32, 16\]"):
         check_block_shape((60, 32, 8), (32, 32, 16))
+
+
+def test_a_volume_of_a_bucket_is_there_when_its_metadata_is_whole(bucket, monkeypatch):
+    made = []
+    created = type(bucket).create
+
+    def recorded(location, data):
+        made.append((str(location).removeprefix(f"{bucket}/"), (bucket / "a.zarr" / "zarr.json").exists()))
+        return created(location, data)
+
+    monkeypatch.setattr(type(bucket), "create", recorded)
+    create(bucket / "a.zarr")
+    assert made == [("a.zarr/0/zarr.json", False), ("a.zarr/zarr.json", False)]
+
+
+def test_what_was_broken_off_while_a_volume_was_made_is_gone_on_with(bucket):
+    whole = create(bucket / "whole.zarr")
+    (bucket / "a.zarr" / "0" / "zarr.json").put((bucket / "whole.zarr" / "0" / "zarr.json").read_bytes())
+    data = labels()
+    fill(create(bucket / "a.zarr"), data)
+    assert_array_equal(open_volume(bucket / "a.zarr").read(whole.box), data)
+
+
+def test_a_shard_that_is_missing_or_empty_is_named(place):
+    volume = create(place / "a.zarr")
+    fill(volume, labels())
+    box = Box((0, 0, 0), (8, 16, 16))
+    (file,) = volume.files(box)
+    assert file == place / "a.zarr" / "0" / "c" / "0" / "0" / "0"
+    assert [found for found, _ in (place / "a.zarr" / "0" / "c").files()] == sorted(volume.files(volume.box))
+    for harm in (lambda: file.put(b""), file.delete):
+        harm()
+        with pytest.raises(BlockError, match=r"a\.zarr/0/c/0/0/0 is missing or empty; remove its stage's folder"):
+            volume.read(volume.box)
+        assert volume.read(Box((8, 0, 0), (16, 16, 16))).any()
+
+
+def test_a_bucket_is_asked_only_for_shards_that_seem_empty(bucket, monkeypatch):
+    volume = create(bucket / "a.zarr")
+    data = labels() + np.uint64(1)
+    data[:8, :16, :16] = 0
+    fill(volume, data)
+    asked = []
+    head = obstore.head
+    monkeypatch.setattr(obstore, "head", lambda store, path: asked.append(path) or head(store, path))
+    assert_array_equal(volume.read(volume.box), data)
+    assert asked == ["a.zarr/0/c/0/0/0"]
+    assert not volume.read(Box((2, 0, 0), (3, 9, 1))).any()
+    assert len(asked) == 2
+
+
+def test_a_store_that_fails_is_told_from_a_damaged_volume(bucket, monkeypatch):
+    volume = create(bucket / "a.zarr")
+    fill(volume, labels())
+    (file,) = volume.files(Box((0, 0, 0), (8, 16, 16)))
+    file.put(file.read_bytes()[:-7])
+    with pytest.raises(BlockError, match=r"a\.zarr is damaged in"):
+        volume.read(volume.box)
+
+    async def fails(*args, **options):
+        raise GenericError("connection refused\nand more")
+
+    monkeypatch.setattr(obstore, "get_async", fails)
+    for use in (lambda: open_volume(bucket / "a.zarr"), lambda: volume.read(Box((8, 0, 0), (16, 16, 16)))):
+        with pytest.raises(WorkflowError, match=r"connection refused.*check AWS_ENDPOINT_URL") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(obstore, "put_async", fails)
+    with pytest.raises(WorkflowError, match="connection refused"):
+        volume.write(volume.box, labels())
+
+
+def test_a_damaged_shard_is_replaced(place):
+    volume, data = create(place / "a.zarr"), labels()
+    fill(volume, data)
+    for file in volume.files(volume.box):
+        file.put(b"not a shard")
+    fill(volume, data)
+    assert_array_equal(open_volume(place / "a.zarr").read(volume.box), data)
+
+
+def test_nothing_is_read_to_write(bucket, monkeypatch):
+    volume, data = create(bucket / "a.zarr"), labels()
+
+    async def read(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(obstore, "get_async", read)
+    monkeypatch.setattr(obstore, "get_range_async", read)
+    for _ in range(2):
+        fill(volume, data)
+    # As wide as the region, not as the shards.
+    volume.write(Box((8, 0, 16), (14, 16, 30)), data[8:14, :16, 16:30], Box((0, 0, 0), (14, 24, 30)))

@@ -302,7 +302,7 @@ def test_a_block_of_zeros_is_no_lost_file(tmp_path: Path) -> None:
     volume = create_volume(tmp_path / "a.zarr", shape=SHAPE, dtype=np.uint32, shard_shape=BLOCK, voxel_size=(1, 1, 1))
     volume.write(volume.box, np.zeros(SHAPE, np.uint32))
     assert not volume.read(volume.box).any()
-    assert sum(1 for _ in files(volume.path)) == BLOCKS
+    assert sum(1 for _ in files(volume.path.local)) == BLOCKS
 
 
 @pytest.mark.parametrize(

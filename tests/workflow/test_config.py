@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.kernels.merging import integer_threshold
+from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import Workflow, load, parse, shipped
 
 AFFINITIES = ["image=null", "affinities=a.zarr"]
@@ -101,7 +102,7 @@ def test_every_key_can_be_set(override: str, key: str, value: object) -> None:
 
 def test_affinities_take_the_place_of_the_image() -> None:
     loaded = load("segment", ["affinities=b.zarr", "output=x"])
-    assert (loaded.image, loaded.affinities) == (None, Path("b.zarr"))
+    assert (loaded.image, loaded.affinities) == (None, Location.of("b.zarr"))
 
 
 def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import neuroshed
 from neuroshed.cli import main
 from neuroshed.errors import BlockError, RunFailedError, WorkflowError
 from neuroshed.stages.registry import load_stage
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import differing_column, read_node, write_node
 from neuroshed.storage.volumes import create_volume, open_volume
 
@@ -65,7 +66,7 @@ def test_a_changed_label_is_found(summary: dict[str, Any], tmp_path: Path) -> No
     labels = volume.read(volume.box)
     labels[1, 2, 3] += 1
     path, shards = volume.path, volume.shard_shape
-    shutil.rmtree(path)
+    path.delete_tree()
     create_volume(path, shape=SHAPE, dtype=np.uint64, shard_shape=shards, voxel_size=(10, 10, 10)).write(
         volume.box, labels
     )
@@ -108,13 +109,14 @@ def test_columns_differ_in_name_type_or_value(tmp_path: Path) -> None:
         ({"a": {"x": tables["a"]["x"]}}, "a.y"),
         ({**tables, "b": {"z": np.zeros(0)}}, "b.z"),
     ]
-    write_node(tmp_path / "one", tables)
+    place = Location.of(tmp_path)
+    write_node(place / "one", tables)
     for other, expected in others:
-        write_node(tmp_path / "other", other)
-        assert differing_column(tmp_path / "one", tmp_path / "other") == expected
-        assert differing_column(tmp_path / "other", tmp_path / "one") == expected
+        write_node(place / "other", other)
+        assert differing_column(place / "one", place / "other") == expected
+        assert differing_column(place / "other", place / "one") == expected
     with pytest.raises(BlockError, match="is missing"):
-        differing_column(tmp_path / "one", tmp_path / "none")
-    (tmp_path / "other").write_bytes((tmp_path / "one").read_bytes()[:50])
+        differing_column(place / "one", place / "none")
+    (place / "other").put((place / "one").read_bytes()[:50])
     with pytest.raises(BlockError, match="is damaged"):
-        differing_column(tmp_path / "one", tmp_path / "other")
+        differing_column(place / "one", place / "other")

@@ -106,7 +106,9 @@ class Session:
             work, demand, address = found
             self._number += 1
             file, digest = self.orders.files[work.key[0]]
-            job = Job(file, digest, work.key[1], work.positions, self.orders.seconds, verify=self.orders.verify_writes)
+            job = Job(
+                file, digest, work.key[1], work.positions, self.orders.seconds, self.orders.verify_writes, check=True
+            )
             # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
             future = self.connection.client.submit(
                 run_job, job, key=("neuroshed", self._name, self._number), workers=[address], pure=False

@@ -9,7 +9,6 @@ import time
 import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from neuroshed.engine.capture import kept_lines
@@ -17,8 +16,9 @@ from neuroshed.engine.watchdog import limit
 from neuroshed.geometry import Grid
 from neuroshed.stages.base import Done, Stage
 from neuroshed.stages.registry import load_stage
-from neuroshed.storage import volumes
 from neuroshed.storage.files import is_disk_full
+from neuroshed.storage.locations import Location
+from neuroshed.storage.readback import reading_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _run_block(job: Job, position: int) -> Done:
     stage, grid = _load(job.stage_file, job.digest, job.step)
     index = grid.index(position)
     with limit(job.seconds, f"{stage.title} {job.step or 'blocks'} {list(index)}"):
-        with volumes.reading_back() if job.verify else nullcontext():
+        with reading_back() if job.verify else nullcontext():
             done = stage.run(job.step, index)
         if job.check:
             stage.check_outputs(job.step, index)
@@ -113,7 +113,7 @@ def _run_block(job: Job, position: int) -> Done:
 
 @functools.lru_cache(maxsize=64)
 def _load(stage_file: str, digest: str, step: str) -> tuple[Stage, Grid]:
-    stage = load_stage(Path(stage_file), digest)
+    stage = load_stage(Location.of(stage_file), digest)
     return stage, {known.name: known.grid for known in stage.steps}[step]
 
 

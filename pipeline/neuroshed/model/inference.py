@@ -27,6 +27,7 @@ CHANNELS = 3
 # Copies of its feature maps that a level has in memory at once, and of the logits (measured, rounded up).
 LIVE_FEATURES = 6
 LIVE_LOGITS = 4
+_FINITE_ADVICE = "check the model's weights, and try predict.precision float32 if it is bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ def predict_box(
 
     Batch size, threads, device and precision may change single values by rounding: keep them fixed through a run.
 
-    Raises `BlockError` if memory runs out, ValueError if `image_box` is too small.
+    Raises `BlockError` if memory runs out or the net gives NaN or infinity in a patch, ValueError if `image_box` is too
+    small.
     """
     wanted = read_box(box, volume_shape, lattice)
     if not image_box.contains(wanted) or image.shape != image_box.shape:
@@ -116,9 +118,11 @@ def predict_box(
         for first in range(0, len(every), batch_size):
             cells = every[first : first + batch_size]
             batch = _gather(image, image_box, cells, volume_shape, lattice, batch_size)
-            answers = _forward(net, batch, lattice, normalisation, device, precision)
-            for cell, answer in zip(cells, answers, strict=False):
+            answers, sound = _forward(net, batch, lattice, normalisation, device, precision)
+            for cell, answer, finite in zip(cells, answers, sound, strict=False):
                 part = cell.intersect(box)
+                if not finite:
+                    raise BlockError(f"the network gives NaN or infinity in {part}; {_FINITE_ADVICE}")
                 affinities[:, *part.slices(box.start)] = answer[:, *part.slices(cell.start)]
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
@@ -148,15 +152,17 @@ def _forward(
     normalisation: tuple[float, float],
     device: str,
     precision: Precision,
-) -> npt.NDArray[np.uint8]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """What the net says of each slot, and whether all of it is finite: as uint8, NaN would be some number."""
     keep = Box(lattice.context, add(lattice.context, lattice.stride)).slices()
     with torch.inference_mode():
         x = normalise(torch.from_numpy(batch).to(device), *normalisation)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits: Tensor = net(x)
         kept = logits[:, :CHANNELS, *keep].float()
+        finite: npt.NDArray[np.bool_] = torch.isfinite(kept).flatten(1).all(1).cpu().numpy()
         answer: npt.NDArray[np.uint8] = (kept.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
-    return answer
+    return answer, finite
 
 
 def _out_of_memory(error: BaseException) -> bool:

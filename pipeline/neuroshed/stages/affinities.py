@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -27,6 +26,7 @@ from neuroshed.kernels.conventions import (
 )
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
 
 
@@ -109,7 +109,7 @@ class Affinities(Stage):
     """
 
     kind: Literal["affinities"] = "affinities"
-    path: Path
+    path: Location
     volume_shape: Vec
     voxel_size: tuple[float, float, float]
     offset: tuple[float, float, float]
@@ -127,8 +127,8 @@ class Affinities(Stage):
     @classmethod
     def of(
         cls,
-        run_folder: Path,
-        path: Path,
+        run_folder: Location,
+        path: Location,
         convention: AffinityConvention | None = None,
         long_range: tuple[Vec, ...] = (),
     ) -> Affinities:

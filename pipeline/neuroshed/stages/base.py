@@ -13,13 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec
-from neuroshed.storage.files import make_folder
+from neuroshed.storage.locations import Location
+from neuroshed.storage.many import delete_all, lacking
 from neuroshed.storage.volumes import Volume
 
 
@@ -59,8 +60,11 @@ class Stage(BaseModel, ABC):
 
     kind: str
     """Name of the stage, as a user sees it."""
-    run_folder: Path
+    run_folder: Location
     """The run that the outputs belong to; not part of the fingerprint."""
+
+    _standing: tuple[Location, str] | None = None
+    """Where other steps' tables lie than those of the step that is named."""
 
     version: ClassVar[int] = 1
     """Raised whenever the same parameters would give other bytes."""
@@ -90,7 +94,7 @@ class Stage(BaseModel, ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """Where the outputs lie."""
         return self.run_folder / f"{self.kind}-{self.fingerprint[:12]}"
 
@@ -102,7 +106,10 @@ class Stage(BaseModel, ABC):
     def prepare(self) -> None:
         """Create what blocks write into. Called once by the coordinator before the first block; may be called again."""
         for step in self.steps:
-            make_folder(self.folder / (step.name or "blocks"))
+            if self.has_tables(step.name):
+                (self.folder / (step.name or "blocks")).make_folder()
+            # Asked for, volumes are there.
+            self.written(step.name)
 
     @abstractmethod
     def run(self, step: str, index: Vec) -> Done:
@@ -124,16 +131,48 @@ class Stage(BaseModel, ABC):
         """Bytes of the arrays that the stage writes, before compression; tables are small beside them."""
         return 0
 
-    def node_path(self, step: str, index: Vec) -> Path:
+    def node_path(self, step: str, index: Vec) -> Location:
         """Where a block or tree node keeps its tables."""
-        return self.folder / (step or "blocks") / ("_".join(map(str, index)) + ".parquet")
+        standing, anew = self._standing or (self.folder, step)
+        folder = self.folder if step == anew else standing
+        return folder / f"{step or 'blocks'}/{'_'.join(map(str, index))}.parquet"
+
+    def elsewhere(self, run_folder: Location, step: str) -> Self:
+        """The same stage with its outputs in another run; tables of steps other than `step` are read where they are."""
+        # Built anew, not copied: a copy would share what this has opened, and write into it.
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        other = type(self)(**fields | {"run_folder": run_folder})
+        other._standing = self.folder, step
+        return other
+
+    def has_tables(self, step: str) -> bool:
+        """Whether a step's blocks write tables, at `node_path`."""
+        return True
 
     def written(self, step: str) -> tuple[Volume, ...]:
-        """The volumes that a step's blocks write."""
+        """The volumes that a step's blocks write, created if they are not there."""
         return ()
 
+    def outputs(self, step: str, index: Vec) -> tuple[Location, ...]:
+        """The files that a block writes: its tables, and the shards of its box in each volume."""
+        box = next(found.grid for found in self.steps if found.name == step).block_box(index)
+        tables = [self.node_path(step, index)] if self.has_tables(step) else []
+        return (*tables, *(file for volume in self.written(step) for file in volume.files(box)))
+
+    def check_outputs(self, step: str, index: Vec) -> None:
+        """Raise `BlockError` naming a file of a finished block that is missing or empty."""
+        if (file := lacking(self.outputs(step, index))) is not None:
+            raise BlockError(
+                f"{file} is missing or empty, though its block is done; see that nothing removes files of the run and "
+                "that its disk or store keeps what is written"
+            )
+
+    def drop(self, step: str, index: Vec) -> None:
+        """Delete the files of a block, if they are there."""
+        delete_all(self.outputs(step, index))
+
     @property
-    def marks(self) -> tuple[Path, ...]:
+    def marks(self) -> tuple[Location, ...]:
         """What stands as long as the outputs do: if one of these is gone, no block counts as done any more."""
         return (self.folder / "stage.json",)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.octree import needs
 from neuroshed.stages.predict import Predict
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns, write_node
 from neuroshed.storage.volumes import Volume, create_volume
 
@@ -99,12 +99,12 @@ class BlockStage(Stage):
         return Place(box, self.region, self.source.volume_shape)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """Where the blocks' labels are."""
         return self.folder / "labels.zarr"
 
     @property
-    def marks(self) -> tuple[Path, ...]:
+    def marks(self) -> tuple[Location, ...]:
         """The stage's file and the volume."""
         return (*super().marks, self.path)
 
@@ -113,7 +113,7 @@ class BlockStage(Stage):
         """The fragments of each block, numbered from 1 in every block, uint32."""
         return self.label_volume(self.path, np.uint32)
 
-    def label_volume(self, path: Path, dtype: npt.DTypeLike = np.uint64) -> Volume:
+    def label_volume(self, path: Location, dtype: npt.DTypeLike = np.uint64) -> Volume:
         """A volume of labels on this stage's grid, for this stage and those after it."""
         return create_volume(
             path,
@@ -127,11 +127,6 @@ class BlockStage(Stage):
     def written(self, step: str) -> tuple[Volume, ...]:
         """The labels."""
         return (self.labels,)
-
-    def prepare(self) -> None:
-        """Create the volume of labels and the folder of tables."""
-        super().prepare()
-        _ = self.labels
 
     def run(self, step: str, index: Vec) -> Done:
         """Fragments of one block."""

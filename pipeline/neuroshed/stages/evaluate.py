@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ from neuroshed.kernels.metrics import (
 )
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node, write_node
 from neuroshed.storage.volumes import Volume, open_volume
 
@@ -40,8 +40,8 @@ class Contingency(Stage):
     """Contingency tables of the blocks of two label volumes of one shape."""
 
     kind: Literal["evaluate"] = "evaluate"
-    segmentation: Path
-    truth: Path
+    segmentation: Location
+    truth: Location
     segmentation_identity: dict[str, Any]
     """What the segmentation was when the run was planned."""
     truth_identity: dict[str, Any]
@@ -54,7 +54,7 @@ class Contingency(Stage):
 
     @classmethod
     def of(
-        cls, run_folder: Path, segmentation: Path, truth: Path, block_shape: Vec, box: Box | None = None
+        cls, run_folder: Location, segmentation: Location, truth: Location, block_shape: Vec, box: Box | None = None
     ) -> Contingency:
         """Plan an evaluation of two label volumes (or of a box of them).
 

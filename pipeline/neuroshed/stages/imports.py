@@ -14,10 +14,11 @@ import numpy as np
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.files import make_folder
+from neuroshed.storage.locations import Location
+from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.sections import CACHE_BYTES
 from neuroshed.storage.sources import Source, open_source
-from neuroshed.storage.volumes import CHUNK_SIDE, Volume, create_volume
+from neuroshed.storage.volumes import Volume, create_volume
 
 BLOCK_BYTES = 128 * 2**20
 """A default block has about this many bytes: large enough to be worth a task, small enough for a worker's memory."""
@@ -51,7 +52,7 @@ class Import(Stage):
     @classmethod
     def of(
         cls,
-        run_folder: Path,
+        run_folder: Location,
         source: Path,
         name: str,
         voxel_size: tuple[float, float, float],
@@ -95,7 +96,7 @@ class Import(Stage):
         return open_source(self.source, self.dataset, intensity=self.intensity, check=False)
 
     @property
-    def target(self) -> Path:
+    def target(self) -> Location:
         """Where the new volume grows, in the stage's own folder: the caller moves it when it is whole."""
         return self.folder / self.name
 
@@ -112,14 +113,17 @@ class Import(Stage):
         )
 
     @property
-    def marks(self) -> tuple[Path, ...]:
+    def marks(self) -> tuple[Location, ...]:
         """The stage's file and the volume."""
         return (*super().marks, self.target)
 
-    def prepare(self) -> None:
-        """Create the new volume."""
-        make_folder(self.folder)
-        _ = self.volume
+    def has_tables(self, step: str) -> bool:
+        """None."""
+        return False
+
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The new volume."""
+        return (self.volume,)
 
     def run(self, step: str, index: Vec) -> Done:
         """Read, convert and write one block."""

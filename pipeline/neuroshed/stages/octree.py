@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec
 from neuroshed.kernels.relabel import Ids, look_up
 from neuroshed.stages.base import Need, Stage, Step
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns, read_node
 
 
@@ -87,7 +87,7 @@ def select(table: Columns, rows: npt.NDArray[np.bool_]) -> Columns:
     return {name: column[rows] for name, column in table.items()}
 
 
-def answer(local: Ids, handed_up: Ids, parent: Path | None, column: str) -> Ids:
+def answer(local: Ids, handed_up: Ids, parent: Location | None, column: str) -> Ids:
     """Final ids: what the parent's table says of every local id that was handed up; the rest stays.
 
     Raises `BlockError` if the parent has no answer for an id that was handed up: a guess would be a wrong segment.

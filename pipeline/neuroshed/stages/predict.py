@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from neuroshed.geometry import Box, Grid, Vec, add, mul
 from neuroshed.kernels.across import NEAREST
 from neuroshed.model.inference import Lattice, Precision, predict_box, predicted_bytes, read_box
 from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.storage.locations import Location
 from neuroshed.storage.models import Model, load_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
@@ -24,7 +24,7 @@ class Predict(Stage):
 
     kind: Literal["predict"] = "predict"
     version = 2
-    image: Path
+    image: Location
     image_identity: dict[str, Any]
     """What the image was when the run was planned."""
     volume_shape: Vec
@@ -63,7 +63,7 @@ class Predict(Stage):
         return (Step("", self.grid),)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """Where the affinities are."""
         return self.folder / "affinities.zarr"
 
@@ -85,7 +85,7 @@ class Predict(Stage):
         return open_volume(self.image)
 
     @property
-    def marks(self) -> tuple[Path, ...]:
+    def marks(self) -> tuple[Location, ...]:
         """The stage's file and the volume."""
         return (*super().marks, self.path)
 
@@ -93,9 +93,9 @@ class Predict(Stage):
         """The affinities."""
         return (self.affinities,)
 
-    def prepare(self) -> None:
-        """Create the volume of affinities; there are no tables."""
-        _ = self.affinities
+    def has_tables(self, step: str) -> bool:
+        """None."""
+        return False
 
     def run(self, step: str, index: Vec) -> Done:
         """Affinities of one block."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from pathlib import Path
 from typing import Annotated, Any, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -21,7 +20,7 @@ from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.verify import Verify
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
-from neuroshed.storage.files import make_folder, replace_file
+from neuroshed.storage.locations import Location
 
 _KINDS: list[type[Stage]] = [
     Affinities,
@@ -53,20 +52,20 @@ def add_kind(stage: type[Stage]) -> None:
     _adapter.cache_clear()
 
 
-def save_stage(stage: Stage) -> Path:
+def save_stage(stage: Stage) -> Location:
     """Write `stage.json` into the stage's folder; returns its path."""
-    make_folder(stage.folder)
+    stage.folder.make_folder()
     path = stage.folder / "stage.json"
-    replace_file(path, stage.model_dump_json(indent=2).encode())
+    path.put(stage.model_dump_json(indent=2).encode())
     return path
 
 
-def stage_digest(path: Path) -> str:
+def stage_digest(path: Location) -> str:
     """Digest of a `stage.json` as it stands."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def parse_stage(text: str | bytes, source: Path) -> Stage:
+def parse_stage(text: str | bytes, source: Location) -> Stage:
     """The stage that the JSON of `source` describes. Raises `InputError` if this version knows no such stage."""
     try:
         stage: Stage = _adapter().validate_json(text)
@@ -79,7 +78,7 @@ def parse_stage(text: str | bytes, source: Path) -> Stage:
 
 
 @functools.lru_cache(maxsize=64)
-def load_stage(path: Path, digest: str | None = None) -> Stage:
+def load_stage(path: Location, digest: str | None = None) -> Stage:
     """The stage described by a `stage.json`, once a process and digest. Raises `InputError` if it cannot be read."""
     try:
         text = path.read_bytes()

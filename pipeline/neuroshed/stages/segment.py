@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
 from neuroshed.stages.settle import NEVER
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns, read_node, write_node
 from neuroshed.storage.volumes import Volume
 
@@ -57,7 +57,7 @@ class Segment(Stage):
         return (*descend(self.fingerprint, self.grids, below.fingerprint), Step(PAINT, self.grids[0], blocks))
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """Where the labels are."""
         return self.folder / f"{self.threshold}.zarr"
 
@@ -67,7 +67,7 @@ class Segment(Stage):
         return self.agglomerate.fragments.label_volume(self.path)
 
     @property
-    def marks(self) -> tuple[Path, ...]:
+    def marks(self) -> tuple[Location, ...]:
         """The stage's file and the volume."""
         return (*super().marks, self.path)
 
@@ -75,10 +75,9 @@ class Segment(Stage):
         """The labels, which the last step writes."""
         return (self.labels,) if step == PAINT else ()
 
-    def prepare(self) -> None:
-        """Create the volume and the folders of nodes."""
-        super().prepare()
-        _ = self.labels
+    def has_tables(self, step: str) -> bool:
+        """Of nodes; blocks are painted."""
+        return step != PAINT
 
     def run(self, step: str, index: Vec) -> Done:
         """Answer those below a node, or paint a block."""

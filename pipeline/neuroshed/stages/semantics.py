@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +13,7 @@ from neuroshed.errors import InputError
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels.votes import count_votes
 from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
 
 MAX_CLASSES = 32
@@ -24,7 +24,7 @@ class Semantics(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path
+    path: Location
     identity: dict[str, Any]
     """What the array was when the run was planned."""
     classes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Semantics(BaseModel):
     @classmethod
     def of(
         cls,
-        path: Path,
+        path: Location,
         classes: tuple[int, ...],
         shape: Vec,
         voxel_size: tuple[float, float, float],
@@ -90,5 +90,5 @@ class Semantics(BaseModel):
 
 
 @functools.lru_cache(maxsize=4)
-def _open(path: Path) -> Volume:
+def _open(path: Location) -> Volume:
     return open_volume(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import numpy as np
@@ -19,7 +19,6 @@ from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.nodes import differing_column
-from neuroshed.storage.volumes import Volume
 
 
 class Verify(Stage):
@@ -54,20 +53,14 @@ class Verify(Stage):
         """Compute a block again; raises `BlockError` naming what differs."""
         block = index if self.picked is None else self.picked[index[2]]
         scratch = self.folder / uuid.uuid4().hex
-        # Built anew, not copied: a copy would share what the target has opened, and write into it.
-        fields = {name: getattr(self.target, name) for name in type(self.target).model_fields}
-        again = type(self.target)(**fields | {"run_folder": scratch})
+        again = self.target.elsewhere(scratch, self.step)
         try:
-            # A tree node reads other steps of its own stage, as they stand.
-            again.folder.mkdir(parents=True)
-            for other in self.target.steps:
-                if other.name != self.step:
-                    (again.folder / other.name).symlink_to(self.target.folder / other.name)
             again.prepare()
             done = again.run(self.step, block)
             self._compare(again, block)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):
+                scratch.delete_tree()
         return Done(done.voxels)
 
     def _compare(self, again: Stage, block: Vec) -> None:
@@ -91,6 +84,6 @@ class Verify(Stage):
         """That of the block, and both results."""
         return self.target.memory_bytes(self.step) + 3 * self.target.output_bytes // max(len(self._grid), 1)
 
-    def written(self, step: str) -> tuple[Volume, ...]:
+    def has_tables(self, step: str) -> bool:
         """None that stay."""
-        return ()
+        return False

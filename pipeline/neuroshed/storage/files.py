@@ -29,6 +29,9 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+# What file systems say that have no hard links.
+_WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+
 # Folders whose entry in the folder above is on disk, as far as this process has seen to it.
 _durable: set[Path] = set()
 
@@ -66,10 +69,48 @@ def replace_file(path: Path, data: bytes | memoryview[int] | Any) -> Path:
     return path
 
 
+def create_file(path: Path, data: bytes) -> bool:
+    """Put a file with `data` at `path`, as `replace_file` does, but only if nothing is there; whether it did."""
+    draft = _draft(path)
+    try:
+        with draft.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        return _create_in_place(path, data)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_path(path.parent)
+    return True
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    # Whoever looks in this moment may see a part.
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    sync_path(path.parent)
+    return True
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes its place at `path` when all went well, as with `replace_file`."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    draft = _draft(path)
     try:
         with draft.open("xb") as file:
             yield file

@@ -1,7 +1,7 @@
-"""Places of runs, volumes and tables, by the same verbs whatever they lie on.
+"""Places of runs, volumes and tables: folders and files of this machine and of S3 buckets, by the same verbs.
 
-What is written stands whole and synced with its folder. Hidden names (`.name...`) are drafts and locks, and are not
-listed.
+On disk, what is written stands whole and synced with its folder; in a bucket, an object is there whole or not at all.
+Hidden names (`.name...`) are drafts and locks, and are not listed.
 """
 
 from __future__ import annotations
@@ -9,32 +9,68 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import io
 import os
+import re
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, cast
 
+import obstore
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, ObjectStore
+
+from neuroshed.errors import WorkflowError
 from neuroshed.storage import files as disk
+from neuroshed.storage.buckets import CHECK_RETRIES, READ_AHEAD_BYTES, ObjectReader, ObjectWriter, client, told
+
+DELETES_AT_ONCE = 1000
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
 @functools.total_ordering
 class Location(ABC):
-    """A file or folder, there or not: an immutable value that is equal to others of the same text, and sorted by it."""
+    """A file or folder, there or not: an immutable value that is equal to others of the same text, and sorted by it.
+
+    `str` is the absolute path or `s3://` URL. Pydantic fields take it, a path or text, and store the text.
+
+    >>> Location.of("s3://bucket/runs/one/") / "plan.json"
+    Location('s3://bucket/runs/one/plan.json')
+    """
 
     __slots__ = ("_text",)
     _text: str
+    is_local: ClassVar[bool]
+    """Whether this is a path of this machine."""
 
     def __init__(self, text: str) -> None:
         object.__setattr__(self, "_text", text)
 
     @classmethod
     def of(cls, place: str | os.PathLike[str] | Location) -> Location:
-        """The location of a path; `~` is the home folder, links are followed."""
+        """The location of a path (`~` is the home folder, links are followed) or URL.
+
+        Raises `WorkflowError` for URLs of stores that are not supported, or without a bucket.
+        """
         if isinstance(place, Location):
             return place
-        return _OnDisk(str(Path(place).expanduser().resolve()))
+        text = os.fspath(place)
+        found = _SCHEME.fullmatch(text)
+        if found is None:
+            return _OnDisk(str(Path(text).expanduser().resolve()))
+        if found[1].lower() != "s3":
+            raise WorkflowError(f"{text}: {found[1]}:// is not supported yet; supported are folders and s3://")
+        parts = [part for part in found[2].split("/") if part]
+        if not parts or found[2].startswith("/") or {".", ".."}.intersection(parts):
+            raise WorkflowError(f"{text} names no place in a bucket; write s3://BUCKET/NAME, without . and ..")
+        return _InBucket("s3://" + "/".join(parts))
 
     def __str__(self) -> str:
         return self._text
@@ -51,8 +87,23 @@ class Location(ABC):
     def __hash__(self) -> int:
         return hash(self._text)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a location cannot be changed, {name} neither")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._text,)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        made = core_schema.no_info_plain_validator_function(_validated)
+        return core_schema.json_or_python_schema(
+            json_schema=core_schema.chain_schema([core_schema.str_schema(), made]),
+            python_schema=made,
+            serialization=core_schema.to_string_ser_schema(),
+        )
+
     def __truediv__(self, name: str) -> Location:
-        """What lies at `name` below this."""
+        """What lies at `name` (which may have several parts) below this."""
         return type(self)(f"{self._text.rstrip('/')}/{name}")
 
     @property
@@ -65,19 +116,25 @@ class Location(ABC):
         """The folder that this lies in."""
         return type(self)(self._text.rpartition("/")[0] or "/")
 
-    @property
-    @abstractmethod
-    def is_local(self) -> bool:
-        """Whether this is a path of this machine."""
+    def is_relative_to(self, other: Location) -> bool:
+        """Whether this is `other`, or lies below it."""
+        return self == other or self._text.startswith(other._text.rstrip("/") + "/")
 
     @property
-    @abstractmethod
     def local(self) -> Path:
-        """The path."""
+        """The path. Raises `WorkflowError` if it is none of this machine."""
+        raise WorkflowError(f"{self} is in an object store, where this is not supported yet; use a folder")
+
+    def check(self) -> None:  # noqa: B027  a disk needs none
+        """Raise `WorkflowError` if the store cannot be used: no such bucket, no credentials, no answer. Disks can."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is a file or folder."""
+        """Whether there is a file, or a folder with something in it."""
+
+    @abstractmethod
+    def size(self) -> int | None:
+        """Bytes of a file; None if it is not there."""
 
     @abstractmethod
     def read_bytes(self) -> bytes:
@@ -93,19 +150,18 @@ class Location(ABC):
 
     @abstractmethod
     def create(self, data: bytes) -> bool:
-        """Put a file here if nothing is here; whether it did."""
+        """Put a file here if nothing is here; whether it did.
+
+        In a bucket, an answer that was lost may make it deny what it did: compare what is there.
+        """
 
     @abstractmethod
     def put_if(self, data: bytes, tag: str) -> bool:
-        """Replace the file whose contents have this tag (of `read_tagged`); whether it did."""
+        """Replace the file whose contents have this tag (of `read_tagged`); whether it did. As for `create`."""
 
     @abstractmethod
     def names(self) -> list[str]:
         """Sorted names of what lies directly in this folder; none if it is not there."""
-
-    @abstractmethod
-    def size(self) -> int | None:
-        """Bytes of a file; None if it is not there."""
 
     @abstractmethod
     def files(self) -> Iterator[tuple[Location, int]]:
@@ -119,24 +175,54 @@ class Location(ABC):
     def delete_tree(self) -> None:
         """Remove a folder with all that lies below it, hidden names included."""
 
+    def make_folder(self) -> None:  # noqa: B027  buckets have none
+        """Make a folder and those above it, synced to disk; nothing to do in a bucket."""
+
     @abstractmethod
-    def make_folder(self) -> None:
-        """Make a folder and those above it."""
+    def open_read(self) -> BinaryIO:
+        """A file to read from anywhere; raises FileNotFoundError."""
+
+    @abstractmethod
+    def replacing(self) -> AbstractContextManager[BinaryIO]:
+        """A file to write to, which takes its place when all went well, as with `put`."""
+
+    @abstractmethod
+    def zarr_store(self, read_only: bool) -> Store:
+        """The Zarr store of the folder. What it raises is not what these methods raise, but under `telling`."""
+
+    def telling(self) -> AbstractContextManager[None]:
+        """While this lasts, errors of the folder's Zarr store are raised as those of these methods."""
+        return nullcontext()
+
+
+def _validated(value: Any) -> Location:
+    if not isinstance(value, str | os.PathLike | Location):
+        raise ValueError("needed is a path or an s3:// URL")
+    return Location.of(value)
 
 
 class _OnDisk(Location):
     __slots__ = ()
-
-    @property
-    def is_local(self) -> bool:
-        return True
+    is_local = True
 
     @property
     def local(self) -> Path:
         return Path(self._text)
 
     def exists(self) -> bool:
-        return self.local.exists()
+        try:
+            with os.scandir(self._text) as entries:
+                return any(True for _ in entries)
+        except NotADirectoryError:
+            return self.size() is not None
+        except FileNotFoundError:
+            return False
+
+    def size(self) -> int | None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = self.local.stat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return None
 
     def read_bytes(self) -> bytes:
         return self.local.read_bytes()
@@ -149,41 +235,22 @@ class _OnDisk(Location):
         disk.replace_file(self.local, data)
 
     def create(self, data: bytes) -> bool:
-        path = self.local
-        draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
-        try:
-            disk.replace_file(draft, data)
-            path.hardlink_to(draft)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink(missing_ok=True)
-        disk.sync_path(path.parent)
-        return True
+        return disk.create_file(self.local, data)
 
     def put_if(self, data: bytes, tag: str) -> bool:
         path = self.local
         with path.with_name(f".{path.name}.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                found = self.read_tagged()[1]
-            except FileNotFoundError:
-                return False
-            if found != tag:
-                return False
-            self.put(data)
-        return True
+            with suppress(FileNotFoundError):
+                if self.read_tagged()[1] == tag:
+                    self.put(data)
+                    return True
+        return False
 
     def names(self) -> list[str]:
-        try:
+        with suppress(FileNotFoundError):
             return sorted(path.name for path in self.local.iterdir() if not path.name.startswith("."))
-        except FileNotFoundError:
-            return []
-
-    def size(self) -> int | None:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return self.local.stat().st_size
-        return None
+        return []
 
     def files(self) -> Iterator[tuple[Location, int]]:
         for folder, folders, names in os.walk(self._text):
@@ -193,15 +260,130 @@ class _OnDisk(Location):
                 if not name.startswith(".") and (size := file.size()) is not None:
                     yield file, size
 
-    def delete_tree(self) -> None:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._text)
-            disk.sync_path(self.local.parent)
-
     def delete(self) -> None:
         with suppress(FileNotFoundError):
             self.local.unlink()
             disk.sync_path(self.local.parent)
 
+    def delete_tree(self) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._text)
+            disk.sync_path(self.local.parent)
+
     def make_folder(self) -> None:
         disk.make_folder(self.local)
+
+    def open_read(self) -> BinaryIO:
+        return self.local.open("rb")
+
+    def replacing(self) -> AbstractContextManager[BinaryIO]:
+        return disk.replacing(self.local)
+
+    def zarr_store(self, read_only: bool) -> Store:
+        return LocalStore(self.local, read_only=read_only)
+
+
+class _InBucket(Location):
+    __slots__ = ()
+    is_local = False
+
+    @property
+    def parent(self) -> Location:
+        return self if not self._key else super().parent
+
+    @property
+    def _bucket(self) -> str:
+        return self._text.split("/", 3)[2]
+
+    @property
+    def _key(self) -> str:
+        return self._text[len("s3://") + len(self._bucket) + 1 :]
+
+    def telling(self) -> AbstractContextManager[None]:
+        return told(self._bucket, self._text)
+
+    def check(self) -> None:
+        with self.telling():
+            obstore.list_with_delimiter(client(self._bucket, max_retries=CHECK_RETRIES), self._key or None)
+
+    def exists(self) -> bool:
+        with self.telling():
+            return self.size() is not None or any(self._listed())
+
+    def size(self) -> int | None:
+        if self._key:
+            with suppress(FileNotFoundError), self.telling():
+                return int(obstore.head(client(self._bucket), self._key)["size"])
+        return None
+
+    def read_bytes(self) -> bytes:
+        return self.read_tagged()[0]
+
+    def read_tagged(self) -> tuple[bytes, str]:
+        with self.telling():
+            answer = obstore.get(client(self._bucket), self._key)
+            return bytes(answer.bytes()), str(answer.meta["e_tag"])
+
+    def put(self, data: bytes) -> None:
+        with self.telling():
+            obstore.put(client(self._bucket), self._key, data)
+
+    def create(self, data: bytes) -> bool:
+        try:
+            with self.telling():
+                obstore.put(client(self._bucket), self._key, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def put_if(self, data: bytes, tag: str) -> bool:
+        try:
+            with self.telling():
+                obstore.put(client(self._bucket), self._key, data, mode={"e_tag": tag})
+        except (PreconditionError, FileNotFoundError):
+            return False
+        return True
+
+    def names(self) -> list[str]:
+        with self.telling():
+            found = obstore.list_with_delimiter(client(self._bucket), self._key or None)
+        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        return sorted(name for path in paths if not (name := path.rpartition("/")[2]).startswith("."))
+
+    def files(self) -> Iterator[tuple[Location, int]]:
+        skipped = len(self._key) + 1 if self._key else 0
+        with self.telling():
+            for entry in self._listed():
+                below = entry["path"][skipped:]
+                if not any(part.startswith(".") for part in below.split("/")):
+                    yield self / below, entry["size"]
+
+    def _listed(self) -> Iterator[Any]:
+        for page in obstore.list(client(self._bucket), self._key or None):
+            yield from page
+
+    def delete(self) -> None:
+        with self.telling(), suppress(FileNotFoundError):
+            obstore.delete(client(self._bucket), self._key)
+
+    def delete_tree(self) -> None:
+        with self.telling():
+            for page in obstore.list(client(self._bucket), self._key or None, chunk_size=DELETES_AT_ONCE):
+                obstore.delete(client(self._bucket), [entry["path"] for entry in page])
+
+    def open_read(self) -> BinaryIO:
+        reader = ObjectReader(self._bucket, self._key, self._text)
+        return cast("BinaryIO", io.BufferedReader(reader, READ_AHEAD_BYTES))
+
+    @contextmanager
+    def replacing(self) -> Iterator[BinaryIO]:
+        writer = ObjectWriter(self._bucket, self._key, self._text)
+        try:
+            yield cast("BinaryIO", writer)
+        except BaseException as error:
+            writer.give_up(error)
+            raise
+        writer.finish()
+
+    def zarr_store(self, read_only: bool) -> Store:
+        return ObjectStore(client(self._bucket, self._key), read_only=read_only)

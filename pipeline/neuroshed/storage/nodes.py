@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuroshed.errors import BlockError
-from neuroshed.storage.files import replacing
+from neuroshed.storage.locations import Location
+from neuroshed.storage.readback import forget_cached, is_reading_back, not_held
 
 CHECKSUMS = "neuroshed.crc32"
 """Key of the file's metadata that holds the CRC-32 of each column's type and values, after a CRC-32 of the list itself:
@@ -35,12 +35,13 @@ Columns = dict[str, npt.NDArray[Any]]
 pa.set_memory_pool(pa.system_memory_pool())
 
 
-def write_node(path: Path, tables: Mapping[str, Columns | Iterator[Columns]]) -> dict[str, int]:
+def write_node(path: Location, tables: Mapping[str, Columns | Iterator[Columns]]) -> dict[str, int]:
     """Write the tables of a node, columns of one or two dimensions; the folder must exist. Whole or not there at all,
     checksummed, synced.
 
     A table may also come in pieces, at least one, each of which is dropped when it is written. Returns the rows of each
-    table. Raises OSError as the file system does (a full disk included).
+    table. Raises OSError as the file system does (a full disk included), `WorkflowError` as the object store does,
+    `BlockError` if it is read back (`reading_back`) as something else.
     """
     checksums: dict[str, int] = {}
     rows = dict.fromkeys(tables, 0)
@@ -50,7 +51,7 @@ def write_node(path: Path, tables: Mapping[str, Columns | Iterator[Columns]]) ->
     nothing = {name: {key: values[:0].copy() for key, values in table.items()} for name, table in first.items()}
     row = _row(first, checksums, rows)
     with (
-        replacing(path) as file,
+        path.replacing() as file,
         pq.ParquetWriter(
             file,
             row.schema,
@@ -68,10 +69,26 @@ def write_node(path: Path, tables: Mapping[str, Columns | Iterator[Columns]]) ->
             }
             writer.write_table(_row(tables_of_row, checksums, rows))
         writer.add_key_value_metadata({CHECKSUMS: _sealed(checksums)})
+    if is_reading_back():
+        _check_held(path, checksums)
     return rows
 
 
-def read_node(path: Path, *names: str) -> tuple[Columns, ...]:
+def _check_held(path: Location, checksums: dict[str, int]) -> None:
+    try:
+        forget_cached([path])
+        with _opened(path) as file:
+            held = _unsealed(file.metadata.metadata[CHECKSUMS.encode()])
+            for name in dict.fromkeys(column.partition(".")[0] for column in held):
+                for _ in _pieces(path, file, name):
+                    pass
+    except (BlockError, LookupError, OSError, ValueError) as error:
+        raise not_held(path, error) from error
+    if held != checksums:
+        raise not_held(path, "its checksums are others")
+
+
+def read_node(path: Location, *names: str) -> tuple[Columns, ...]:
     """The named tables of a node, with the dtypes they were written with.
 
     Raises `BlockError` if the file is missing, damaged or lacks a table.
@@ -80,7 +97,7 @@ def read_node(path: Path, *names: str) -> tuple[Columns, ...]:
         return tuple(_concatenated(list(_pieces(path, file, name))) for name in names)
 
 
-def read_nodes(paths: Sequence[Path], *names: str) -> Iterator[Columns]:
+def read_nodes(paths: Sequence[Location], *names: str) -> Iterator[Columns]:
     """Each named table with the rows of all these nodes, one after the other; a table is read when its turn comes.
 
     Raises `BlockError` as `read_node` does.
@@ -91,7 +108,7 @@ def read_nodes(paths: Sequence[Path], *names: str) -> Iterator[Columns]:
             yield _concatenated([piece for path, file in files for piece in _pieces(path, file, name)])
 
 
-def read_pieces(path: Path, name: str) -> Iterator[Columns]:
+def read_pieces(path: Location, name: str) -> Iterator[Columns]:
     """One table of a node in the pieces that it was written in, at least one.
 
     Raises `BlockError` as `read_node` does; that a value is damaged may show only after the last piece.
@@ -100,12 +117,12 @@ def read_pieces(path: Path, name: str) -> Iterator[Columns]:
         yield from _pieces(path, file, name)
 
 
-def _pieces(path: Path, file: Any, name: str) -> Iterator[Columns]:
+def _pieces(path: Location, file: Any, name: str) -> Iterator[Columns]:
     with _told(path):
         yield from _checked_pieces(path, file, name)
 
 
-def _checked_pieces(path: Path, file: Any, name: str) -> Iterator[Columns]:
+def _checked_pieces(path: Location, file: Any, name: str) -> Iterator[Columns]:
     checksums = _unsealed((file.metadata.metadata or {})[CHECKSUMS.encode()])
     wanted = [column for column in checksums if column.partition(".")[0] == name]
     if not wanted:
@@ -130,13 +147,15 @@ def _concatenated(pieces: list[Columns]) -> Columns:
     return {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in list(pieces[0])}
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Location) -> Any:
     with _told(path):
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        # Arrow reads files of this machine faster itself.
+        source = str(path) if path.is_local else path.open_read()
+        return pq.ParquetFile(source, page_checksum_verification=True)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: Location) -> Iterator[None]:
     """All that can be wrong with a node's file as `BlockError`."""
     try:
         yield
@@ -170,7 +189,7 @@ def _row(tables: Mapping[str, Columns], checksums: dict[str, int], rows: dict[st
     return pa.table(lists)
 
 
-def differing_column(one: Path, other: Path) -> str | None:
+def differing_column(one: Location, other: Location) -> str | None:
     """The first column in which two node files differ, in name, type or values; None if they are equal.
 
     Raises `BlockError` if one is missing or damaged.
@@ -185,14 +204,9 @@ def differing_column(one: Path, other: Path) -> str | None:
     return None
 
 
-def _all_columns(path: Path) -> Columns:
-    try:
-        names = {column.partition(".")[0] for column in pq.read_schema(path).names}
-    except FileNotFoundError:
-        names = {"any"}
-    except (pa.ArrowException, OSError) as error:
-        raise BlockError(f"node {path} is damaged ({error})") from error
-    ordered = sorted(names)
+def _all_columns(path: Location) -> Columns:
+    with _opened(path) as file:
+        ordered = sorted({column.partition(".")[0] for column in file.schema_arrow.names})
     tables = zip(ordered, read_node(path, *ordered), strict=True)
     return {f"{name}.{column}": values for name, table in tables for column, values in table.items()}
 

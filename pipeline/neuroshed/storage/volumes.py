@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import ZstdCodec
-from zarr.storage import LocalStore
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.storage.files import sync_entry, sync_path
+from neuroshed.storage.files import sync_entry
+from neuroshed.storage.locations import Location
+from neuroshed.storage.many import lacking
+from neuroshed.storage.metadata import CHUNK_SIDE, new_metadata, open_sink, put_metadata
+from neuroshed.storage.readback import forget_cached, is_reading_back, not_held
 
-# Chunks are the unit of reading: about this many voxels along each side.
-CHUNK_SIDE = 64
 MAX_CHUNKS = 1 << 18
 """Chunks of a shard, whose index is held while it is written and read."""
 ZARR_TASK_BYTES = 4 << 10
@@ -44,7 +41,7 @@ class Volume:
     `order` are the array's own axes, turned so that z, y, x come last, after the channels.
     """
 
-    path: Path
+    path: Location
     array: zarr.Array[Any]
     shape: Vec
     channels: int | None
@@ -52,7 +49,8 @@ class Volume:
     voxel_size: tuple[float, float, float]
     offset: tuple[float, float, float]
     voxel_offsets: tuple[Vec, ...] | None = None
-    writable: bool = False
+    sink: zarr.Array[Any] | None = None
+    """The array to write to, of a volume that blocks write."""
 
     @property
     def box(self) -> Box:
@@ -82,15 +80,10 @@ class Volume:
 
         `channels` reads only that many of the first channels, or a slice of them. Raises `BlockError` for what cannot
         be decoded, and naming a file that is missing from a volume that blocks write: nothing is read before it is
-        written. Raises OSError as the file system does.
+        written. Raises OSError as the file system does, `WorkflowError` as the object store does.
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
-        if self.writable:
-            for file in self._files(box):
-                # zarr takes either for a shard of nothing but zeros.
-                if not file.exists() or file.stat().st_size == 0:
-                    raise BlockError(f"{file} is missing or empty; remove its stage's folder and run again")
         lead: tuple[Any, ...]
         if self.channels is None:
             lead = (0,) * (self.array.ndim - 3)
@@ -99,8 +92,9 @@ class Volume:
             lead = (0,) * (self.array.ndim - 4) + (part,)
         wanted = dict(zip(self.order, (*lead, *box.slices()), strict=True))
         try:
-            data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
-        except OSError:
+            with self.path.telling():
+                data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
+        except (OSError, WorkflowError):
             raise
         except Exception as error:
             # Each codec has its own ways to say so.
@@ -109,7 +103,22 @@ class Volume:
                 "else remove its stage's folder and run again"
             ) from error
         kept = self.order[-data.ndim :]
-        return np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
+        found = np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
+        if self.sink is not None:
+            self._check_there(box, found)
+        return found
+
+    def _check_there(self, box: Box, found: npt.NDArray[Any]) -> None:
+        """Raise `BlockError` naming a shard that is missing or empty, which zarr takes for one of nothing but zeros."""
+        grid = Grid(self.box, self.shard_shape)
+        suspects = []
+        for index, file in zip(grid.touching(box), self.files(box), strict=True):
+            part = grid.block_box(index).intersect(box).slices(box.start)
+            # To ask a store may take as long as to read, to look at a disk takes nothing.
+            if self.path.is_local or not found[(..., *part)].any():
+                suspects.append(file)
+        if (lost := lacking(suspects)) is not None:
+            raise BlockError(f"{lost} is missing or empty; remove its stage's folder and run again")
 
     def read_bytes(self, shape: Vec, channels: int = 1) -> int:
         """Upper bound in bytes of what `read` takes at its peak, its result included, for any box of `shape`."""
@@ -126,15 +135,33 @@ class Volume:
         """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
 
         A shard that is cut by `region` (default: the volume), outside which nobody writes, counts as whole.
-        Raises OSError as the file system does (a full disk included).
+        Raises OSError as the file system does (a full disk included), `WorkflowError` as the object store does,
+        `BlockError` if it is read back (`reading_back`) as something else.
         """
-        self._check_owned(box, region or self.box)
+        sink = self._owned(box, region or self.box)
         lead = (slice(None),) if self.channels is not None else ()
-        self.array[(*lead, *box.slices())] = data
-        self._sync(box)
+        with self.path.telling():
+            sink[(*lead, *box.slices())] = data
+        if self.path.is_local:
+            for file in self.files(box):
+                sync_entry(file.local, self._root.local)
+        if is_reading_back():
+            self._check_held(box, data)
 
-    def _check_owned(self, box: Box, region: Box) -> None:
-        if not self.writable:
+    def _check_held(self, box: Box, data: npt.NDArray[Any]) -> None:
+        forget_cached(self.files(box))
+        try:
+            differs = np.argwhere(self.read(box) != data)
+        except BlockError as error:
+            raise not_held(next(self.files(box)), error) from error
+        if len(differs):
+            z, y, x = (differs[0][-3:] + box.start).tolist()
+            file = next(self.files(Box((z, y, x), (z + 1, y + 1, x + 1))))
+            raise not_held(file, f"{len(differs)} values of {box} differ, the first at voxel {[z, y, x]}")
+
+    def _owned(self, box: Box, region: Box) -> zarr.Array[Any]:
+        """The array to write to, of which a box owns whole shards."""
+        if self.sink is None:
             raise ValueError(f"{self.path} was opened for reading; inputs are never changed")
         owns = all(
             (a % s == 0 or a == first) and (b % s == 0 or b == last)
@@ -144,23 +171,20 @@ class Volume:
         )
         if not owns or not self.box.contains(box):
             raise ValueError(f"box {box} does not own whole shards of {self.shard_shape} in {self.path}")
-
-    def _sync(self, box: Box) -> None:
-        for file in self._files(box):
-            sync_entry(file, self._root)
+        return self.sink
 
     @property
-    def _root(self) -> Path:
+    def _root(self) -> Location:
         return self.path / self.array.basename if self.array.basename else self.path
 
-    def _files(self, box: Box) -> Iterator[Path]:
+    def files(self, box: Box) -> Iterator[Location]:
         """The files of a volume of ours that hold a box; all its channels are in one shard."""
         lead = (0,) * (self.array.ndim - 3)
         for index in Grid(self.box, self.shard_shape).touching(box):
             yield self._root / self.array.metadata.encode_chunk_key((*lead, *index))
 
 
-def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume:
+def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None) -> Volume:
     """Open an OME-Zarr 0.4 or 0.5 image (its finest level) or a plain Zarr array, read-only.
 
     A plain array without OME metadata gets a voxel size of 1 nm. Leading axes of length 1 (time, channel) are dropped.
@@ -168,11 +192,14 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume
 
     Raises `InputError` if there is no array, it is not 3-D (plus channels), or `axes` contradicts what the array says.
     """
-    path = Path(path).resolve()
+    path = Location.of(path)
     if not path.exists():
-        raise InputError(f"no volume at {path}: the path does not exist; check the spelling")
+        raise InputError(f"no volume at {path}: the path does not exist or is empty; check the spelling")
     try:
-        node = zarr.open(LocalStore(path, read_only=True), mode="r")
+        with path.telling():
+            node = zarr.open(path.zarr_store(read_only=True), mode="r")
+    except WorkflowError:
+        raise
     except Exception as error:
         raise InputError(
             f"{path} is not a Zarr array or group ({type(error).__name__}); "
@@ -194,7 +221,7 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume
         ) from error
 
 
-def _finest(path: Path, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[Any]:
+def _finest(path: Location, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[Any]:
     name = image["datasets"][0]["path"]
     if name not in group:
         raise InputError(f"{path} names the array {name!r} in its metadata, but it is missing")
@@ -204,7 +231,7 @@ def _finest(path: Path, group: zarr.Group, image: dict[str, Any]) -> zarr.Array[
     return array
 
 
-def _order(path: Path, array: zarr.Array[Any], image: dict[str, Any], declared: str | None) -> tuple[int, ...]:
+def _order(path: Location, array: zarr.Array[Any], image: dict[str, Any], declared: str | None) -> tuple[int, ...]:
     """The array's axes with z, y, x last, after the channels; raises `InputError` if it says otherwise itself."""
     if declared is None:
         return tuple(range(array.ndim))
@@ -223,7 +250,7 @@ def _order(path: Path, array: zarr.Array[Any], image: dict[str, Any], declared: 
 
 
 def _describe(
-    path: Path, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any], declared: str | None
+    path: Location, array: zarr.Array[Any], image: dict[str, Any], attributes: dict[str, Any], declared: str | None
 ) -> Volume:
     order = _order(path, array, image, declared)
     shape = tuple(array.shape[axis] for axis in order)
@@ -264,7 +291,7 @@ def _describe(
 
 
 def create_volume(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Location,
     *,
     shape: Vec,
     dtype: npt.DTypeLike,
@@ -280,77 +307,17 @@ def create_volume(
 
     Raises `WorkflowError` if something else is at `path`.
     """
-    path = Path(path).resolve()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        _write_metadata(draft, path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
-        for entry in (*draft.rglob("*"), draft):
-            sync_path(entry)
-        try:
-            draft.rename(path)
-        except OSError:
-            # Another process may have been first; what it made is checked below.
-            shutil.rmtree(draft)
-            if not path.exists():
-                raise
-        sync_path(path.parent)
+    path = Location.of(path)
+    if not path.exists() or not (path.is_local or (path / "zarr.json").exists()):
+        new = new_metadata(path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
+        put_metadata(path, new)
     volume = open_volume(path)
     if volume.shape != shape or volume.dtype != np.dtype(dtype) or volume.shard_shape != shard_shape:
         raise WorkflowError(
             f"{path} exists with shape {volume.shape}, {volume.dtype}, shards {volume.shard_shape}, where {shape}, "
             f"{np.dtype(dtype)}, {shard_shape} is wanted; choose another path or remove it"
         )
-    name = volume.array.basename
-    array = zarr.open_array(LocalStore(path), path=name, mode="r+")
-    # A block of zeros leaves a file too, so one that is missing later was lost.
-    array = array.with_config({"write_empty_chunks": True})
-    return replace(volume, array=array, writable=True)
-
-
-def _write_metadata(
-    path: Path,
-    name: str,
-    shape: Vec,
-    dtype: np.dtype[Any],
-    shard_shape: Vec,
-    voxel_size: Sequence[float],
-    offset: Sequence[float],
-    voxel_offsets: Sequence[Vec] | None,
-) -> None:
-    lead = () if voxel_offsets is None else (len(voxel_offsets),)
-    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    if lead:
-        axes.insert(0, {"name": "c", "type": "channel"})
-    transforms = [
-        {"type": "scale", "scale": [1.0] * len(lead) + [float(size) for size in voxel_size]},
-        {"type": "translation", "translation": [0.0] * len(lead) + [float(o) for o in offset]},
-    ]
-    image = {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
-    attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
-    if voxel_offsets is not None:
-        attributes["neuroshed"] = {"offsets": [list(o) for o in voxel_offsets]}
-    group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
-    group.create_array(
-        "0",
-        shape=(*lead, *shape),
-        dtype=dtype,
-        chunks=(*(1 for _ in lead), *(chunk_side(side) for side in shard_shape)),
-        shards=(*lead, *shard_shape),
-        compressors=ZstdCodec(level=1, checksum=True),
-        fill_value=0,
-        dimension_names=(*("c" for _ in lead), "z", "y", "x"),
-    )
-
-
-def chunk_side(shard_side: int) -> int:
-    """The divisor of a shard's side that is nearest to 64 in ratio.
-
-    >>> [chunk_side(n) for n in (256, 96, 61, 100)]
-    [64, 48, 61, 50]
-    """
-    divisors = [d for d in range(1, shard_side + 1) if shard_side % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / CHUNK_SIDE)))
+    return replace(volume, sink=open_sink(path, volume.array.basename))
 
 
 def check_block_shape(block_shape: Vec, shard_shape: Vec) -> None:

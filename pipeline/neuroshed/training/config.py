@@ -18,6 +18,7 @@ from neuroshed.geometry import Box, Vec
 from neuroshed.model.inference import Lattice, Precision
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture
+from neuroshed.storage.locations import Location
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Axis = Literal["z", "y", "x"]
@@ -44,11 +45,11 @@ class _Strict(BaseModel):
 class Source(_Strict):
     """A labelled part of an image."""
 
-    image: Path
-    """OME-Zarr or Zarr image, uint8 or uint16; relative paths start at the working directory."""
-    labels: Path
+    image: Location
+    """OME-Zarr or Zarr image, uint8 or uint16, by path or `s3://` URL."""
+    labels: Location
     """Integer labels of the same shape; 0 is unlabelled and does not count."""
-    mask: Path | None = None
+    mask: Location | None = None
     """Volume of the same shape; only voxels where it is not 0 count."""
     box: tuple[Vec, Vec] | None = None
     """(start, stop) in voxels, z y x, half-open: nothing outside is read. Default: the whole volume."""

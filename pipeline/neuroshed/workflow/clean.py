@@ -185,7 +185,7 @@ def _intermediates(run_folder: Location, stages: Sequence[Stage], ledger: Ledger
     file = str(run_folder / WORKFLOW_FILE)
     workflow = parse(read_yaml(file), file)
     segments = tuple(stage for stage in stages if isinstance(stage, Segment))
-    droppable = Plan(workflow, Path(str(run_folder)), segments).droppable
+    droppable = Plan(workflow, run_folder, segments).droppable
     _, progress, found = restore(ledger, stages, droppable)
     unread = dict(found)
     for stage in stages:

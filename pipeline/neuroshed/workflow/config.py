@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -23,6 +23,7 @@ from neuroshed.kernels.scores import Score
 from neuroshed.kernels.waterz import SCORES
 from neuroshed.stages.affinities import AffinityConvention
 from neuroshed.stages.semantics import MAX_CLASSES
+from neuroshed.storage.locations import Location
 
 MAX_DECIMALS = 24
 """More than any floating-point number needs, few enough for the name of a file."""
@@ -123,7 +124,7 @@ class FragmentOptions(_Strict):
 class SemanticOptions(_Strict):
     """`semantics:` classes of tissue that are not merged with each other."""
 
-    path: Path
+    path: Location
     """Label volume of classes, at the resolution of the affinities or coarser by whole numbers."""
     classes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=MAX_CLASSES)]
     """The labels that count, such as those of soma, glia and vessel; all others are of no class."""
@@ -159,13 +160,13 @@ class AgglomerateOptions(_Strict):
 class Workflow(_Strict):
     """A segmentation workflow: from an image, or from affinities that are there already, to neurons."""
 
-    image: Path | None = None
+    image: Location | None = None
     """OME-Zarr image of 8 or 16 bits."""
-    affinities: Path | None = None
+    affinities: Location | None = None
     """Instead of an image: a volume of affinities of any network, as `convention` says."""
     convention: AffinityConvention = AffinityConvention()
     """How the given affinities are stored. Default: uint8, channel c at voxel p joins p and p - e_c."""
-    output: Path
+    output: Location
     """The run folder."""
     model: str = "fibsem"
     """Name of a shipped model, or path of any."""
@@ -274,9 +275,8 @@ def shipped() -> dict[str, Traversable]:
 
 def find(name_or_path: str) -> str:
     """The text of a workflow file, by path or by the name of a shipped one. Raises `WorkflowError` if there is none."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path.read_text()
+    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return Location.of(name_or_path).read_bytes().decode()
     known = shipped()
     if name_or_path in known:
         return known[name_or_path].read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import yaml
 
@@ -28,7 +27,7 @@ from neuroshed.workflow.summary import Summary
 
 
 def cut(
-    run_folder: Path,
+    run_folder: Location,
     thresholds: Sequence[str | float] = (),
     fragments: bool = False,
     cluster: ClusterConfig | None = None,
@@ -67,7 +66,7 @@ def cut(
     done = run_stages(run_folder, new, options, files, "the same command goes on")
     summary = recorded(Location.of(run_folder)) | {"wall_seconds": done["wall_seconds"]}
     summary["restored_blocks"] -= sum(row["done"] for row in done["stages"].values()) - done["restored_blocks"]
-    (Location.of(run_folder) / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
+    (run_folder / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
     return summary
 
 
@@ -90,8 +89,8 @@ def _wanted(agglomerate: Agglomerate, thresholds: Sequence[str | float], fragmen
     return list(dict.fromkeys(wanted))
 
 
-def _check_done(run_folder: Path, stages: Sequence[Stage], agglomerate: Agglomerate) -> None:
-    ledger = read_ledger(Location.of(run_folder))
+def _check_done(run_folder: Location, stages: Sequence[Stage], agglomerate: Agglomerate) -> None:
+    ledger = read_ledger(run_folder)
     _, progress, _ = restore(ledger, stages)
     for stage in (*agglomerate.upstream, agglomerate):
         if any(ledger.dropped(stage.fingerprint, step.name, step.grid).any() for step in stage.steps):

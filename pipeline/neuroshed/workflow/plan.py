@@ -29,6 +29,7 @@ from neuroshed.stages.segment import FRAGMENTS, Segment
 from neuroshed.stages.semantics import Semantics
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
+from neuroshed.storage.locations import Location
 from neuroshed.storage.models import load_model
 from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
 from neuroshed.workflow.config import Workflow
@@ -44,7 +45,7 @@ class Plan:
     """The stages of a run, upstream first."""
 
     workflow: Workflow
-    run_folder: Path
+    run_folder: Location
     segments: tuple[Segment, ...]
     """One for each threshold, and one for the fragments if they are kept."""
 
@@ -119,12 +120,17 @@ def make_plan(workflow: Workflow) -> Plan:
     Raises `InputError` or `WorkflowError` for what would fail later: missing or unfit inputs, boxes and shapes that
     do not fit.
     """
-    run_folder = workflow.output.expanduser().resolve()
-    if run_folder.exists() and not run_folder.is_dir():
+    run_folder = workflow.output
+    run_folder.check()
+    if run_folder.size() is not None:
         raise WorkflowError(f"output {run_folder} is a file; name a folder")
     for given in (workflow.image, workflow.affinities):
-        if given is not None and run_folder.is_relative_to(path := given.expanduser().resolve()):
-            raise WorkflowError(f"output {run_folder} is in the input {path}, which is never changed; name another")
+        if given is not None:
+            given.check()
+            if run_folder.is_relative_to(given):
+                raise WorkflowError(
+                    f"output {run_folder} is in the input {given}, which is never changed; name another"
+                )
     shard_shape = workflow.shard_shape or workflow.block_shape
     check_block_shape(workflow.block_shape, shard_shape)
     source = _source(workflow, run_folder, shard_shape)
@@ -158,7 +164,7 @@ def make_plan(workflow: Workflow) -> Plan:
 
 
 def _fragments(
-    workflow: Workflow, source: Affinities | Predict, run_folder: Path, shard_shape: Vec
+    workflow: Workflow, source: Affinities | Predict, run_folder: Location, shard_shape: Vec
 ) -> Fragments | MutexFragments | WaterzFragments:
     options = workflow.fragments
     common: dict[str, Any] = {
@@ -194,17 +200,17 @@ def _semantics(workflow: Workflow, source: Affinities | Predict) -> Semantics | 
     given = workflow.semantics
     if given is None:
         return None
-    path = given.path.expanduser()
-    return Semantics.of(path, given.classes, source.volume_shape, source.voxel_size, source.offset)
+    given.path.check()
+    return Semantics.of(given.path, given.classes, source.volume_shape, source.voxel_size, source.offset)
 
 
-def _source(workflow: Workflow, run_folder: Path, shard_shape: Vec) -> Affinities | Predict:
+def _source(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> Affinities | Predict:
     if workflow.affinities is not None:
-        source = Affinities.of(run_folder, workflow.affinities.expanduser(), workflow.convention, workflow.long_range)
+        source = Affinities.of(run_folder, workflow.affinities, workflow.convention, workflow.long_range)
         _check_size(source.volume_shape)
         return source
     assert workflow.image is not None
-    image = open_volume(workflow.image.expanduser())
+    image = open_volume(workflow.image)
     region = _region(workflow.box, image.shape)
     check_image(image, region)
     model = load_model(Path(workflow.model).expanduser())

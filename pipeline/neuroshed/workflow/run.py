@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -39,17 +38,10 @@ def start(plan: Plan, options: Options | None = None) -> Summary:
     `summary`) if blocks failed, `RunStoppedError` if somebody asked for it.
     """
     workflow = plan.workflow.model_dump(mode="json", exclude_none=True)
-    # Paths as they are meant from anywhere: `resume` may be called in another folder.
-    given = plan.workflow
-    workflow |= {
-        key: str(path.expanduser().resolve()) for key in ("image", "affinities") if (path := getattr(given, key))
-    }
-    if given.semantics is not None:
-        workflow["semantics"]["path"] = str(given.semantics.path.expanduser().resolve())
     source = plan.fragments.source
     if isinstance(source, Predict):
+        # As it is meant from anywhere: `resume` may be called in another folder.
         workflow |= {"model": source.model}
-    workflow |= {"output": str(plan.run_folder)}
     files = {
         WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
         PLAN_FILE: json.dumps([segment.model_dump(mode="json") for segment in plan.segments], indent=2),
@@ -57,6 +49,7 @@ def start(plan: Plan, options: Options | None = None) -> Summary:
     if isinstance(source, Predict):
         files[MODEL_CARD_FILE] = load_model(source.model).card.model_dump_json(indent=2)
     again = f"`neuroshed resume {plan.run_folder}` goes on"
+    given = plan.workflow
     used = replace(
         options or Options(), cluster=given.cluster, failures=given.failures, droppable=frozenset(plan.droppable)
     )
@@ -64,7 +57,7 @@ def start(plan: Plan, options: Options | None = None) -> Summary:
 
 
 def run_stages(
-    run_folder: Path,
+    run_folder: Location,
     stages: Sequence[Stage],
     options: Options,
     files: Mapping[str, str] | None = None,
@@ -77,16 +70,15 @@ def run_stages(
     works on the run.
     """
     begin = time.monotonic()
-    place = Location.of(run_folder)
     # Nothing is written but by the one who holds the journal.
-    with _told(place, again), Journal(place, user()) as journal, attended(journal, stages, options) as used:
+    with _told(run_folder, again), Journal(run_folder, user()) as journal, attended(journal, stages, options) as used:
         for name, text in (files or {}).items():
-            (place / name).put(text.encode())
+            (run_folder / name).put(text.encode())
         progress = execute(journal, stages, used)
-        summary = summarise(place, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
-        (place / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
+        summary = summarise(run_folder, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
+        (run_folder / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
         if summary["status"] != "done":
-            raise _not_done(place, progress, options, summary, again)
+            raise _not_done(run_folder, progress, options, summary, again)
     return summary
 
 
@@ -123,13 +115,13 @@ def _told(run_folder: Location, again: str) -> Iterator[None]:
         ) from error
 
 
-def resumed(run_folder: Path) -> Plan:
+def resumed(run_folder: Location) -> Plan:
     """The plan with which a run goes on.
 
     Raises `WorkflowError` if an input or the model is no longer what the run was planned with.
     """
     file = run_folder / WORKFLOW_FILE
-    if not file.is_file():
+    if not file.exists():
         raise WorkflowError(f"{run_folder} holds no run ({WORKFLOW_FILE} is missing); start one with `neuroshed run`")
     # The folder may have been moved.
     plan = make_plan(parse(read_yaml(str(file)) | {"output": str(run_folder)}, str(file)))
@@ -146,13 +138,13 @@ def resumed(run_folder: Path) -> Plan:
     return plan
 
 
-def resume(run_folder: Path, options: Options | None = None) -> Summary:
+def resume(run_folder: Location, options: Options | None = None) -> Summary:
     """Go on with a run where it stopped; failed blocks are tried again. Raises what `resumed` and `start` raise."""
     return start(resumed(run_folder), options)
 
 
 def retry(
-    run_folder: Path, stage: str | None = None, blocks: Collection[Vec] = (), options: Options | None = None
+    run_folder: Location, stage: str | None = None, blocks: Collection[Vec] = (), options: Options | None = None
 ) -> Summary:
     """Go on with a run, and of the blocks that failed try only those of `stage` and among `blocks` again (both if they
     are given, all of them if none is). Raises `WorkflowError` if none is meant, and what `resume` raises.
@@ -162,9 +154,9 @@ def retry(
     return resume(run_folder, used)
 
 
-def check_retry(run_folder: Path, stage: str | None, blocks: Collection[Vec]) -> list[Failure]:
+def check_retry(run_folder: Location, stage: str | None, blocks: Collection[Vec]) -> list[Failure]:
     """The blocks that `retry` would try again. Raises `WorkflowError` if there is none."""
-    _, progress, _ = restore(read_ledger(Location.of(run_folder)), planned_stages(run_folder))
+    _, progress, _ = restore(read_ledger(run_folder), planned_stages(run_folder))
     found = [failure for failure in progress.failures if is_meant(failure, stage, blocks)]
     if found:
         return found
@@ -189,22 +181,21 @@ def is_meant(failure: Failure, stage: str | None, blocks: Collection[Vec]) -> bo
     return of_stage and (not blocks or failure.index in blocks)
 
 
-def planned_stages(run_folder: Path | Location) -> list[Stage]:
+def planned_stages(run_folder: Location) -> list[Stage]:
     """The stages of the newest plan of a run. Raises `InputError` if the folder holds none."""
-    place = Location.of(run_folder)
-    file = place / PLAN_FILE
-    again = f"`neuroshed run {place / WORKFLOW_FILE}` writes it anew and goes on"
+    file = run_folder / PLAN_FILE
+    again = f"`neuroshed run {run_folder / WORKFLOW_FILE}` writes it anew and goes on"
     if not file.exists():
-        remedy = again if (place / WORKFLOW_FILE).exists() else "check the path"
-        raise InputError(f"{place} holds no run ({PLAN_FILE} is missing); {remedy}")
+        remedy = again if (run_folder / WORKFLOW_FILE).exists() else "check the path"
+        raise InputError(f"{run_folder} holds no run ({PLAN_FILE} is missing); {remedy}")
     try:
         values = json.loads(file.read_bytes())
         if not isinstance(values, list) or not values:
             raise ValueError("it lists no stages")
-        values = [_moved(value, str(place)) for value in values]
+        values = [_moved(value, str(run_folder)) for value in values]
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}); {again}") from error
-    return ordered([parse_stage(json.dumps(value), Path(str(file))) for value in values])
+    return ordered([parse_stage(json.dumps(value), file) for value in values])
 
 
 def _moved(values: Any, run_folder: str) -> Any:

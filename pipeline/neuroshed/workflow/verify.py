@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import shutil
 import uuid
-from pathlib import Path
+from contextlib import suppress
 
 from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.engine.coordinator import Options, restore
@@ -24,7 +23,7 @@ from neuroshed.workflow.summary import Summary
 
 
 def verify(
-    run_folder: Path,
+    run_folder: Location,
     blocks: int | None = 3,
     seed: int = 0,
     cluster: ClusterConfig | None = None,
@@ -73,7 +72,8 @@ def verify(
         error.summary = (error.summary or {}) | {"run": str(run_folder), "unfinished": unfinished}
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.delete_tree()
     return {
         "run": str(run_folder),
         "status": "equal",

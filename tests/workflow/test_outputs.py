@@ -1,0 +1,143 @@
+"""What a block is said to write is what it writes: no file more, none less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from neuroshed.errors import BlockError
+from neuroshed.geometry import Vec
+from neuroshed.stages.base import Stage
+from neuroshed.stages.evaluate import Contingency
+from neuroshed.stages.imports import Import
+from neuroshed.stages.registry import AnyStage, save_stage
+from neuroshed.stages.verify import Verify
+from neuroshed.storage.locations import Location
+from neuroshed.workflow.config import load
+from neuroshed.workflow.plan import make_plan
+
+from ..promises.chunks import random_affinities, write_affinities
+
+SHAPE, BLOCK = (8, 10, 12), (8, 5, 6)
+Make = Callable[..., list[Stage]]
+
+
+def planned(place: Location, *settings: str) -> list[Stage]:
+    fixed = [f"output={place / 'run'}", "fragments.small=4", "fragments.dust=0"]
+    return make_plan(load("segment", [*fixed, *settings])).stages
+
+
+def of_affinities(place: Location, *settings: str) -> list[Stage]:
+    found = random_affinities(np.random.default_rng(3), SHAPE, 256)
+    path = write_affinities(place / "affinities.zarr", found)
+    shards = [side // 2 if side % 2 == 0 else side for side in BLOCK]
+    return planned(place, f"affinities={path}", f"block_shape={list(BLOCK)}", f"shard_shape={shards}", *settings)
+
+
+def exact(place: Location, image: Path, model: Path) -> list[Stage]:
+    return of_affinities(place, "keep=[fragments]")
+
+
+def in_a_box(place: Location, image: Path, model: Path) -> list[Stage]:
+    return of_affinities(place, "box=[[1,2,3],[7,9,12]]")
+
+
+def mutex(place: Location, image: Path, model: Path) -> list[Stage]:
+    return of_affinities(place, "fragments.method=mutex", "fragments.context=[2,2,2]")
+
+
+def waterz(place: Location, image: Path, model: Path) -> list[Stage]:
+    return of_affinities(place, "engine=waterz", "fragments.context=[2,2,2]")
+
+
+def predicted(place: Location, image: Path, model: Path) -> list[Stage]:
+    return planned(place, f"image={image}", f"model={model}", "block_shape=[16,16,16]", "shard_shape=[8,16,16]")
+
+
+def imported(place: Location, image: Path, model: Path) -> list[Stage]:
+    file = image.parent / "a.npy"
+    np.save(file, np.random.default_rng(1).integers(0, 9, (70, 20, 90), np.uint8))
+    return [Import.of(place / "run", file, "new.zarr", (1, 1, 1), block_shape=(64, 64, 64))]
+
+
+def evaluated(place: Location, image: Path, model: Path) -> list[Stage]:
+    return [Contingency.of(place / "run", Location.of(image), Location.of(image), (16, 16, 16))]
+
+
+def verified(place: Location, image: Path, model: Path) -> list[Stage]:
+    stages = exact(place, image, model)
+    return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
+
+
+MAKERS = [exact, in_a_box, mutex, waterz, predicted, imported, evaluated, verified]
+
+
+def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:
+    for stage in stages:
+        save_stage(stage)
+        stage.prepare()
+        for step in stage.steps:
+            for index in step.grid:
+                yield stage, step.name, index
+
+
+def files(place: Location) -> set[Location]:
+    return {file for file, _ in place.files()}
+
+
+def check_every_block(stages: list[Stage]) -> set[str]:
+    """Run all blocks; returns the kinds of the stages."""
+    for stage, step, index in blocks(stages):
+        before = files(stage.folder)
+        if stage.outputs(step, index):
+            with pytest.raises(BlockError, match="is missing or empty, though its block is done"):
+                stage.check_outputs(step, index)
+        stage.run(step, index)
+        new = files(stage.folder) - before
+        assert sorted(new) == sorted(stage.outputs(step, index)), f"{stage.title} {step} {index}"
+        stage.check_outputs(step, index)
+    return {stage.kind for stage in stages}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_outputs_are_the_files_that_appear(make: Make, image: Path, model: Path, tmp_path: Path) -> None:
+    check_every_block(make(Location.of(tmp_path), image, model))
+
+
+def test_all_kinds_are_tried(image: Path, model: Path, tmp_path: Path) -> None:
+    known = {kind.model_fields["kind"].default for kind in get_args(get_args(AnyStage)[0])}
+    tried = {stage.kind for make in MAKERS for stage in make(Location.of(tmp_path) / make.__name__, image, model)}
+    assert tried == known
+
+
+def test_outputs_in_a_bucket_are_the_files_that_appear(bucket: Location, image: Path, model: Path) -> None:
+    check_every_block(exact(bucket, image, model))
+
+
+def test_lost_outputs_are_named_and_dropped_ones_come_again(place: Location, image: Path, model: Path) -> None:
+    stages = exact(place, image, model)
+    every = list(blocks(stages))
+    for stage, step, index in every:
+        stage.run(step, index)
+    # The last block of each step, after which nothing of the step is read.
+    for stage, step, index in {(stage.kind, step): (stage, step, index) for stage, step, index in every}.values():
+        written = {file: file.read_bytes() for file in stage.outputs(step, index)}
+        assert written
+        for file, data in written.items():
+            for harm in (lambda file=file: file.put(b""), file.delete):
+                harm()
+                with pytest.raises(BlockError) as caught:
+                    stage.check_outputs(step, index)
+                assert str(caught.value).startswith(f"{file} is missing or empty, though its block is done; see that")
+                assert "\n" not in str(caught.value)
+            file.put(data)
+        others = files(stage.folder) - written.keys()
+        for _ in range(2):
+            stage.drop(step, index)
+            assert files(stage.folder) == others
+        stage.run(step, index)
+        assert {file: file.read_bytes() for file in stage.outputs(step, index)} == written
