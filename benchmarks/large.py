@@ -22,9 +22,10 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.registry import load_stage, save_stage
 from neuroshed.stages.segment import Segment
-from neuroshed.storage.journal import read_journal
+from neuroshed.storage.ledger import Ledger, runs_of
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns, read_node, write_node
+from neuroshed.storage.segments import encode
 from neuroshed.workflow.plan import Plan
 from peers.measure import Clock, serve
 
@@ -57,12 +58,10 @@ def large_nodes(folder: Path, settings: list[tuple[str, Plan]], warm: Plan, ente
     return found
 
 
-def coordinator(folder: Path, run_folder: Location, side: int) -> dict[str, float]:
+def coordinator(folder: Path, side: int) -> dict[str, float]:
     """What a block costs the coordinator of `side` blocks cubed: bytes and seconds of bookkeeping, bytes of journal."""
     figures: dict[str, float] = processes.run(HERE, {"side": side}, folder)["tasks"][0]
-    events = sum(1 for _ in read_journal(run_folder))
-    logs = (path.stat().st_size for path in (run_folder / "journal").local.glob("*.log"))
-    return figures | {"journal_bytes_per_task": sum(logs) / events}
+    return figures
 
 
 def imagined(side: int, block: int, small: int = 200) -> Segment:
@@ -194,23 +193,36 @@ def _work(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def _bookkeeping(side: int) -> dict[str, float]:
-    """All blocks of a run go through `Readiness`, as fast as it can."""
+    """All blocks of a run go through `Readiness` and a ledger one by one, as fast as they can."""
     steps = [(s.fingerprint, step) for s in ordered([imagined(side * 256, 256)]) for step in s.steps]
+    grids = {(fingerprint, step.name): step.grid for fingerprint, step in steps}
     before, begin = _reset_peak(), time.perf_counter()
-    readiness = Readiness(steps)
+    readiness, ledger = Readiness(steps), Ledger()
     readiness.start()
-    started, ready = time.perf_counter(), readiness.waiting_queue
+    numbers = {}
+    for key, grid in grids.items():
+        event = ledger.declaration(*key, grid)
+        ledger.apply(event)
+        numbers[key] = event["id"]
+    started = time.perf_counter()
     held = _peak() - before
-    done = 0
-    while readiness.waiting_queue:
-        for task in readiness.take(1):
-            readiness.finish(task)
-            done += 1
+    done = written = 0
+    while not readiness.finished:
+        key, _ = readiness.ready()[0]
+        positions = readiness.take(key, 1)
+        figures = {"seconds": 12.3456, "voxels": 256**3}
+        event = {"e": "done", "id": numbers[key], "at": runs_of(positions), "figures": figures, "worker": "worker-1234"}
+        event["time"] = round(time.time(), 3)
+        written += len(encode(event))
+        ledger.apply(event)
+        readiness.finish(key, positions)
+        done += 1
     return {
         "blocks": side**3,
-        "bytes_per_ready_block": held / ready,
+        "bytes_per_task": held / done,
         "start_seconds_per_task": (started - begin) / done,
         "seconds_per_task": (time.perf_counter() - started) / done,
+        "journal_bytes_per_task": written / done,
     }
 
 

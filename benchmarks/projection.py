@@ -157,8 +157,7 @@ def _project(figures: Row, row: Row, name: str, voxels: int) -> Row:
         **{bound: _tree(figures, row, tree, Densities.of(row, bound)) for bound in BOUNDS},
         "root_predicted_bytes": tree.memory_bytes(f"up{len(tree.grids) - 1}"),
         "root_if_crumbs_climbed": row["unsettled_per_face_voxel"] * face_voxels(tree.grids[-2]),
-        "state_bytes": total,
-        "ready_bytes": blocks * coordinator["bytes_per_ready_block"],
+        "state_bytes": total * coordinator["bytes_per_task"],
         "journal_bytes": total * coordinator["journal_bytes_per_task"],
         "coordinator_hours": total * (coordinator["start_seconds_per_task"] + coordinator["seconds_per_task"]) / 3600,
     }
@@ -256,8 +255,7 @@ def _lines() -> list[tuple[str, Value]]:
         ("longest path up and down, hours", lambda row, tree: tree["path_hours"]),
         ("root: enters if crumbs climbed, least", lambda row, tree: row["root_if_crumbs_climbed"]),
         ("coordinator: GB of states", lambda row, tree: row["state_bytes"] / 1e9),
-        ("coordinator: GB of ready blocks", lambda row, tree: row["ready_bytes"] / 1e9),
-        ("coordinator: GB of journal", lambda row, tree: row["journal_bytes"] / 1e9),
+        ("coordinator: GB of journal before compaction", lambda row, tree: row["journal_bytes"] / 1e9),
         ("coordinator: hours of bookkeeping", lambda row, tree: row["coordinator_hours"]),
     ]
 

@@ -128,7 +128,7 @@ def _measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "shape": args.shape,
         "settings": rows,
         "large": large.large_nodes(scratch, named, small, large.ENTERING // (20 if args.quick else 1)),
-        "coordinator": large.coordinator(scratch, run_folder, 16 if args.quick else 40),
+        "coordinator": large.coordinator(scratch, 16 if args.quick else 40),
     }
 
 

@@ -68,7 +68,7 @@ def submit(workflow: PathLike, settings: Sequence[str] = (), *, verify_writes: b
     """
     plan = _plan(workflow, settings)
     words = [word for setting in settings for word in ("--set", setting)]
-    return launch.submit(["run", os.fspath(workflow), *words, *_flags(verify_writes)], Location.of(plan.run_folder))
+    return launch.submit(["run", os.fspath(workflow), *words, *_flags(verify_writes)], plan.run_folder)
 
 
 def plan(workflow: PathLike, settings: Sequence[str] = ()) -> Summary:

@@ -244,7 +244,6 @@ def endure(
     settings: list[str],
     disturb: Callable[[Process, int], None],
     orders: Callable[[int], dict[str, Any]],
-    *words: str,
 ) -> list[int]:
     """Start a run, and again with `resume` until it says that all is done; returns the exit codes.
 
@@ -256,7 +255,7 @@ def endure(
     while not codes or codes[-1]:
         begun = (output / "workflow.yaml").exists() and (output / "plan.json").exists()
         command = ["resume", str(output)] if begun else ["run", *settings]
-        coordinator = place.start(*command, *words, **orders(len(codes)))
+        coordinator = place.start(*command, **orders(len(codes)))
         while coordinator.code is None:
             if time.monotonic() > end:
                 coordinator.send(signal.SIGUSR1)

@@ -26,8 +26,8 @@ from typing import Any
 Orders = dict[str, Any]
 """`log`: where deaths and faults are noted. `die`: ends of paths, in the first write of which the process dies.
 `cut`: ends of paths whose first write is cut in half and said to be whole. `append`: the coordinator dies in its n-th
-write to the journal. `rate`, `seed`: share of writes that go wrong, and how. `deadly`, `endless`: [kind of stage,
-index] of a block that kills its process, that never ends.
+write to the journal. `worker_rate`, `coordinator_rate`: share of their writes that go wrong, how by `seed`. `deadly`,
+`endless`: [kind of stage, index] of a block that kills its process, that never ends.
 """
 
 
@@ -67,8 +67,8 @@ class Chance:
 
     FAULTS = ("before", "cut", "after", "delay", "delay", "delay")
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, orders: Orders, rate: float) -> None:
+        self._orders, self._rate = orders, rate
         self._count: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -79,7 +79,7 @@ class Chance:
             self._count[name] += 1
             key = f"{self._orders['seed']} {name} {self._count[name]} {os.getpid()}"
         drawn = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        if drawn % 1000 >= 1000 * self._orders.get("rate", 0.0):
+        if drawn % 1000 >= 1000 * self._rate:
             return ""
         fault = self.FAULTS[drawn // 1000 % len(self.FAULTS)]
         note(self._orders, fault=fault, stage=stage_of(path), file=name)
@@ -227,7 +227,7 @@ def main(file: str) -> None:
     # What a process that is stuck is at.
     faulthandler.register(signal.SIGUSR1)
     orders: Orders = json.loads(Path(file).read_text())
-    chance = Chance(orders)
+    chance = Chance(orders, orders.get("worker_rate" if is_worker else "coordinator_rate", 0.0))
     # First, for others take the name from it.
     spoil_files(orders, chance)
     spoil_shards(orders, chance)

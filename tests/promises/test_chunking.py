@@ -89,7 +89,7 @@ def test_blocks_on_a_multi_process_cluster_equal_the_whole(seed: int, scheduler:
                 f"output={tmp_path / name}",
                 f"block_shape={list(shape)}",
                 f"cluster={cluster}",
-                "keep=[fragments]",
+                "keep=[segmentation,fragments,merges,affinities]",
                 f"thresholds={list(settings.thresholds)}",
                 f"fragments.low={as_affinity(settings.low)}",
                 f"fragments.high={as_affinity(settings.high)}",

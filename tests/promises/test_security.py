@@ -25,6 +25,7 @@ from neuroshed.engine.clusters import ClusterConfig, Connection, connect
 from neuroshed.errors import BlockError, InputError, NeuroshedError
 from neuroshed.stages.registry import load_stage
 from neuroshed.storage.journal import Journal, read_ledger
+from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node
 from neuroshed.storage.segments import encode
 
@@ -261,4 +262,4 @@ def test_a_hostile_table_is_an_error(tmp_path: Path, bomb: bytes) -> None:
     path = tmp_path / "0_0_0.parquet"
     path.write_bytes(bomb)
     with pytest.raises(BlockError, match="damaged"):
-        read_node(path, "edges")
+        read_node(Location.of(path), "edges")

@@ -36,7 +36,7 @@ def run(affinities: Path, output: Path, block: Vec, *extra: str) -> dict[str, An
             "fragments.small=3",
             "fragments.dust=0",
             "thresholds=[0.2, 0.4]",
-            "keep=[fragments]",
+            "keep=[segmentation,fragments,merges,affinities]",
             *extra,
         ],
     )

@@ -15,7 +15,7 @@ from neuroshed.storage import journal as module
 from neuroshed.storage import segments as reading
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.lease import holder_of
-from neuroshed.storage.ledger import Ledger
+from neuroshed.storage.ledger import Event, Ledger
 from neuroshed.storage.locations import Location
 from neuroshed.storage.segments import Content, Segment, encode
 from tests.storage.conftest import Client
@@ -169,24 +169,33 @@ def test_a_newer_format_is_refused_with_the_version_to_use(client: Client) -> No
         b"{}",
         b'{"e": "format", "format": "x"}',
         b'{"e": "format"}',
-        b'{"e": "sealed", "segments": [1]}',
-        b'{"e": "sealed", "segments": {"000001-000001.log": -5}}',
         b'{"e": "done", "id": 7, "at": [0]}',
     ],
 )
 def test_whole_lines_that_make_no_sense_are_an_error(text: bytes, at: int, client: Client) -> None:
     write(client(), [1])
-    lines = segments(client())[-1].read_bytes().splitlines(keepends=True)
-    lines.insert(at, b"%08x %s\n" % (zlib.crc32(text), text))
-    if b"sealed" in text and at == 2:
-        # Only who takes over may say so, at once.
-        return
-    overwrite(segments(client())[-1], b"".join(lines))
+    insert(text, at, segments(client())[-1])
     for action in (lambda: read_ledger(client()), Journal(client()).__enter__):
         with pytest.raises(InputError) as caught:
             action()
         assert "\n" not in str(caught.value)
     assert holder_of(client()) is None
+
+
+def insert(text: bytes, at: int, segment: Location) -> None:
+    """Make a line of it, whole and with its checksum, before line `at`, counted from 0."""
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines.insert(at, b"%08x %s\n" % (zlib.crc32(text), text))
+    overwrite(segment, b"".join(lines))
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("said", [b"[1]", b'{"000001-000001.log": -5}', b'{"000001-000001.log": "all"}', b"null"])
+def test_lengths_that_make_no_sense_are_an_error(said: bytes, at: int, client: Client) -> None:
+    write(client(), [1])
+    insert(b'{"e": "sealed", "segments": %s}' % said, at, segments(client())[0])
+    with pytest.raises(InputError, match=f"damaged at line {at + 1}; restore"):
+        read_ledger(client())
 
 
 @pytest.mark.parametrize("event", [{}, {"state": "done"}, {"stage": "a", "step": "s", "block": [1], "state": "done"}])

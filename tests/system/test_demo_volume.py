@@ -27,7 +27,7 @@ def test_three_block_shapes_give_identical_segmentations(tmp_path: Path) -> None
                 f"image={image}",
                 f"output={tmp_path / str(number)}",
                 f"block_shape={block}",
-                "keep=[fragments]",
+                "keep=[segmentation,fragments,merges,affinities]",
                 "cluster=local:2",
             ],
         )

@@ -55,7 +55,7 @@ def test_a_cut_equals_a_run_at_that_threshold(settings: list[str], tmp_path: Pat
     assert sum(row["done"] for row in summary["stages"].values()) - summary["restored_blocks"] == 3 * nodes
 
     shutil.move(tmp_path / "elsewhere.zarr", tmp_path / "affinities.zarr")
-    whole = run(settings, tmp_path / "fresh", "thresholds=[0.3, 0.7]", "keep=[fragments]")
+    whole = run(settings, tmp_path / "fresh", "thresholds=[0.3, 0.7]", "keep=[segmentation, fragments, merges]")
     assert np.unique(labels(whole["segmentations"]["0.3"])).size < np.unique(labels(whole["fragments"])).size
     for threshold in ("0.3", "0.7"):
         np.testing.assert_array_equal(

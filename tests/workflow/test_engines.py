@@ -39,7 +39,15 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 def run(path: Path, output: Path, block: tuple[int, int, int], *extra: str) -> dict[str, np.ndarray]:
     settings = [f"affinities={path}", f"output={output}", f"block_shape={list(block)}", "cluster=in-process:2"]
     summary = neuroshed.run(
-        "stitch", [*settings, "fragments.small=0", "fragments.dust=0", "keep=[fragments]", "thresholds=[0.5]", *extra]
+        "stitch",
+        [
+            *settings,
+            "fragments.small=0",
+            "fragments.dust=0",
+            "keep=[segmentation,fragments,merges,affinities]",
+            "thresholds=[0.5]",
+            *extra,
+        ],
     )
     assert summary["status"] == "done"
     paths: dict[str, Any] = {"fragments": summary["fragments"], **summary["segmentations"]}

@@ -42,6 +42,11 @@ def _adapter() -> TypeAdapter[Any]:
     return TypeAdapter(Annotated[Union[tuple(_KINDS)], Field(discriminator="kind")])  # noqa: UP007
 
 
+def kinds() -> tuple[type[Stage], ...]:
+    """All that this process knows."""
+    return tuple(_KINDS)
+
+
 def add_kind(stage: type[Stage]) -> None:
     """Make a further kind of stage known to this process; each worker has to do so too, say by a Dask preload.
 

@@ -28,8 +28,8 @@ def refuse_newer(place: object, event: Event) -> None:
     found, version = event.get("format"), event.get("version", "of another time")
     if not isinstance(found, int) or found > FORMAT:
         raise InputError(
-            f"{place} is in journal format {found} of neuroshed {version}; this is neuroshed {__version__}, which knows "
-            f"formats up to {FORMAT}: install version {version} or newer"
+            f"{place} is in journal format {found} of neuroshed {version}; this is neuroshed {__version__}, which "
+            f"knows formats up to {FORMAT}: install version {version} or newer"
         )
 
 

@@ -57,11 +57,12 @@ class Journal:
         """How long to wait between two calls of `flush`, so that it pays."""
         self._lease = Lease(self.run_folder, name, pace)
         self._waiting: list[bytes] = []
-        # Of the lease when the segment in which we write was begun.
-        self._epoch = self._number = 0
-        self._lengths: dict[str, int] = {}
-        """Bytes of all segments since the last base."""
+        # Segments are named by the epoch in which writing began, also if the lease has a later one by now.
+        self._segment = Segment(0, 0)
         self._file: int | None = None
+        self._file_bytes = 0
+        # Since the last base.
+        self._bytes = self._segments = 0
         self._failed: BaseException | None = None
 
     def __enter__(self) -> Journal:
@@ -69,7 +70,10 @@ class Journal:
         try:
             contents = read_segments(self._folder, self._lease.epoch)
             self.ledger = _ledger(self._folder, contents)
-            self._lengths = {str(segment): len(content.data) for segment, content in contents.items()}
+            lengths = {str(segment): len(content.data) for segment, content in contents.items()}
+            self._bytes = sum(size for name, size in lengths.items() if not name.endswith(".base"))
+            self._segment, self._segments = Segment(self._lease.epoch, 0), len(lengths)
+            self._waiting.append(encode({"e": "sealed", "segments": lengths}))
             self.append([self._session()])
             self.flush()
         except BaseException:
@@ -122,7 +126,7 @@ class Journal:
             self._write(b"".join(self._waiting))
             self._waiting.clear()
             self._lease.check(fresh=True)
-            if self._written > COMPACT_BYTES or len(self._lengths) > COMPACT_SEGMENTS:
+            if self._bytes > COMPACT_BYTES or self._segments > COMPACT_SEGMENTS:
                 self._compact()
         except BaseException as error:
             self._failed = error
@@ -150,29 +154,24 @@ class Journal:
         self.flush()
 
     def _write(self, lines: bytes) -> None:
-        if self._epoch != (epoch := self._lease.epoch):
-            self._close()
-            self._epoch, self._number = epoch, 0
-            lines = encode({"e": "sealed", "segments": self._lengths}) + lines
-        if self._file is None or self._lengths[str(self._segment())] > SEGMENT_BYTES:
-            self._close()
-            self._number += 1
+        if self._file is None or self._file_bytes > SEGMENT_BYTES:
+            place = self._next()
             lines = encode(format_event()) + lines
-        name = str(self._segment())
-        if self._folder.is_local:
-            self._file = _open((self._folder / name).local) if self._file is None else self._file
+            if self._folder.is_local:
+                self._file, self._file_bytes = _open(place.local), 0
+            else:
+                _create(place, lines)
+        if self._file is not None:
             _append(self._file, lines)
-        else:
-            _create(self._folder / name, lines)
-        self._lengths[name] = self._lengths.get(name, 0) + len(lines)
+            self._file_bytes += len(lines)
+        self._bytes += len(lines)
 
-    def _segment(self, *, base: bool = False) -> Segment:
-        return Segment(self._epoch, self._number, base)
-
-    @property
-    def _written(self) -> int:
-        """Bytes since the last base."""
-        return sum(size for name, size in self._lengths.items() if not name.endswith(".base"))
+    def _next(self, *, base: bool = False) -> Location:
+        """The place of a new segment, which is the current one from now on."""
+        self._close()
+        self._segment = Segment(self._segment.epoch, self._segment.number + 1, base)
+        self._segments += 1
+        return self._folder / str(self._segment)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -181,15 +180,12 @@ class Journal:
 
     def _compact(self) -> None:
         """Put the ledger in the place of all events. Old segments go only when it is durable, and surely ours."""
-        self._close()
-        self._number += 1
-        base = self._segment(base=True)
-        data = b"".join(map(encode, (format_event(), {"e": "base"}, *self.ledger.events())))
-        _create(self._folder / str(base), data)
+        events = (format_event(), {"e": "base"}, *self.ledger.events())
+        _create(self._next(base=True), b"".join(map(encode, events)))
         self._lease.renew()
-        self._lengths = {str(base): len(data)}
+        self._bytes, self._segments = 0, 1
         for segment in segments_in(self._folder):
-            if segment < base:
+            if segment < self._segment:
                 (self._folder / str(segment)).delete()
 
 

@@ -155,7 +155,7 @@ class Lease:
             if (found.epoch, found.beat) > (seen.epoch, seen.beat):
                 if found.holder is not None and found.holder.alive is not False:
                     raise self._refusal(found)
-                seen, since = found, asked
+                seen = found
 
     def _refusal(self, state: _State) -> WorkflowError:
         run = self.run_folder

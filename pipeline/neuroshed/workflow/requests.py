@@ -65,8 +65,8 @@ def cancel(
     """Ask the coordinator of a run to stop, and wait until it has; with `drain` it first ends what is at work.
 
     `timeout` in seconds, by default 60 to be heard and, but for `drain`, 60 more to stop. `tell` is called with what is
-    waited for. Raises `InputError` if there is no run, `WorkflowError` if nobody works on it, `RunFailedError` if there is
-    no answer.
+    waited for. Raises `InputError` if there is no run, `WorkflowError` if nobody works on it, `RunFailedError` if there
+    is no answer.
     """
     if not is_run(run_folder):
         raise InputError(f"{run_folder} holds no run; check the path")

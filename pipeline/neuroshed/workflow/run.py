@@ -156,7 +156,8 @@ def retry(
 
 def check_retry(run_folder: Location, stage: str | None, blocks: Collection[Vec]) -> list[Failure]:
     """The blocks that `retry` would try again. Raises `WorkflowError` if there is none."""
-    _, progress, _ = restore(read_ledger(run_folder), planned_stages(run_folder))
+    stages = planned_stages(run_folder)
+    _, progress, _ = restore(read_ledger(run_folder), stages)
     found = [failure for failure in progress.failures if is_meant(failure, stage, blocks)]
     if found:
         return found
