@@ -167,6 +167,11 @@ def test_bases_come_as_often_as_they_pay_whoever_wrote(client: Client, monkeypat
     for session in range(20):
         write(client(), [session])
         assert len(segments(client())) < 17
+    small(monkeypatch, 5000)
+    for session in range(20):
+        write(client(), [session])
+        assert sum(len(segment.read_bytes()) for segment in segments(client()) if segment.name[-4:] == ".log") < 6500
+    small(monkeypatch, 1 << 20, 12)
     compacted = []
     compact = Journal._compact
     monkeypatch.setattr(Journal, "_compact", lambda self: (compacted.append(1), compact(self)))

@@ -95,7 +95,7 @@ def done_so_far(run_folder: Path) -> int:
 
 
 @contextmanager
-def coordinator_ended(run_folder: Path) -> Iterator[None]:
+def coordinator_ended(run_folder: Path | Location) -> Iterator[None]:
     """Whoever holds the run at the end is ended, with those it started."""
     try:
         yield

@@ -21,7 +21,9 @@ from .held import settings
 
 @dataclass
 class Elsewhere:
-    """A launcher, and what it launched: a coordinator that takes the run when it is first asked after."""
+    """A launcher, and what it launched: a coordinator that takes the run when it is first asked after, and puts its
+    plan there when it is asked again.
+    """
 
     lease: Lease | None
     output: Path
@@ -34,8 +36,11 @@ class Elsewhere:
         return self
 
     def alive(self) -> bool:
-        if self.lease is not None and not self.lease.epoch:
-            self.lease.__enter__()
+        if self.lease is not None:
+            if self.lease.epoch:
+                (self.lease.run_folder / "plan.json").put(b"[]")
+            else:
+                self.lease.__enter__()
         return self.code is None
 
     def exit_code(self) -> int | None:
@@ -50,6 +55,7 @@ def test_it_returns_when_the_run_is_held(tmp_path: Path) -> None:
         found = submit(["run", "x"], run, launcher)
         assert (found["state"], found["holder"], found["coordinator"]) == ("running", str(lease.holder), "job 17")
         assert launcher.commands == [["run", "x"]]
+        assert (run / "plan.json").exists()
         with pytest.raises(WorkflowError, match=r"is being worked on by job .* stop it with `neuroshed cancel"):
             submit(["run", "x"], run, launcher)
         assert len(launcher.commands) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.geometry import Box
+from neuroshed.storage.models import load_model
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow.config import load
 from neuroshed.workflow.plan import make_plan
@@ -150,6 +152,21 @@ def test_weights_of_another_network(settings: list[str], model: Path, tmp_path: 
         file.write(b" ")
     message = refusal([*settings, f"model={tmp_path / 'net'}"])
     assert "the pair is damaged or mixed" in message
+
+
+def test_the_same_weights_in_another_architecture_are_another_network(
+    settings: list[str], model: Path, tmp_path: Path
+) -> None:
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(model.with_suffix(suffix), tmp_path / f"net{suffix}")
+    same, card = load_model(tmp_path / "net"), json.loads((tmp_path / "net.json").read_text())
+    assert same.network_sha256 == load_model(model).network_sha256
+    # Groups of the normalisation have no weights.
+    card["architecture"]["groups"] //= 2
+    (tmp_path / "net.json").write_text(json.dumps(card))
+    other = load_model(tmp_path / "net")
+    assert other.weights_sha256 == same.weights_sha256
+    assert other.network_sha256 != same.network_sha256
 
 
 def test_an_output_that_is_a_file_or_the_input(settings: list[str], image: Path, tmp_path: Path) -> None:

@@ -85,15 +85,16 @@ class Session:
         """
         try:
             while True:
+                draining = bool(self.control.wish or self.books.stopped_by)
+                if draining:
+                    self._take_back()
                 self._tick(patience)
                 self.books.wake(time.monotonic())
                 if self.control.wish == Wish.STOP:
                     return
-                if self.control.wish == Wish.DRAIN or self.books.stopped_by:
-                    self._take_back()
-                else:
+                if not draining:
                     self._send()
-                if not self._sent and (self.control.wish or self.books.stopped_by or self.books.idle):
+                if not self._sent and (draining or self.books.idle):
                     return
                 self._collect()
         finally:

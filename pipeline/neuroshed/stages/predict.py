@@ -36,7 +36,8 @@ class Predict(Stage):
     shard_shape: Vec
     model: str
     """Name of a shipped model or path of any."""
-    weights_sha256: str
+    network_sha256: str
+    """Of weights and architecture."""
     lattice: Lattice
     normalisation: tuple[float, float]
     """Image values that become -1 and 1."""
@@ -102,7 +103,7 @@ class Predict(Stage):
         box = self.grid.block_box(index)
         image_box = read_box(box, self.volume_shape, self.lattice)
         affinities = predict_box(
-            _load(self.model, self.weights_sha256).net,
+            _load(self.model, self.network_sha256).net,
             self._image.read(image_box),
             image_box,
             box,
@@ -141,7 +142,7 @@ class Predict(Stage):
 
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""
-        model = _load(self.model, self.weights_sha256)
+        model = _load(self.model, self.network_sha256)
         return predicted_bytes(
             model.card.architecture,
             self.lattice,
@@ -156,9 +157,9 @@ class Predict(Stage):
 
 
 @functools.lru_cache(maxsize=2)
-def _load(model: str, weights_sha256: str) -> Model:
+def _load(model: str, network_sha256: str) -> Model:
     """The network, once a process; the checksum is part of the cache's key, so a changed file is read anew."""
     loaded = load_model(model)
-    if loaded.weights_sha256 != weights_sha256:
+    if loaded.network_sha256 != network_sha256:
         raise BlockError(f"model {model} changed since the run was planned; put it back or plan a new run")
     return loaded

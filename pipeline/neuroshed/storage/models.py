@@ -74,8 +74,14 @@ class Model:
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights file: what identifies the network in a fingerprint."""
+        """SHA-256 of the weights file."""
         return self.card.weights_sha256
+
+    @property
+    def network_sha256(self) -> str:
+        """SHA-256 of weights and architecture, which decide what the network gives: its identity in a fingerprint."""
+        architecture = json.dumps(self.card.architecture.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(f"{self.weights_sha256} {architecture}".encode()).hexdigest()
 
 
 def save_model(path: str | os.PathLike[str], card: ModelCard, weights: Mapping[str, Tensor]) -> Path:

@@ -16,7 +16,8 @@ from neuroshed.errors import RunFailedError, RunStoppedError, WorkflowError
 from neuroshed.storage.holders import Holder
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.locations import Location
-from neuroshed.workflow.logs import LOG_FILE, LOG_FOLDER, OUTPUT_FILE, last_lines
+from neuroshed.workflow.folder import PLAN_FILE
+from neuroshed.workflow.logs import LOG_FOLDER, OUTPUT_FILE, last_lines, log_place
 from neuroshed.workflow.summary import Summary
 
 POLL_SECONDS = 0.2
@@ -122,7 +123,7 @@ def submit(command: Sequence[str], run_folder: Location, launcher: Launcher | No
         "state": "done" if holder is None else "running",
         "coordinator": launched.description,
         "holder": None if holder is None else str(holder),
-        "log": str(run_folder / LOG_FOLDER / LOG_FILE),
+        "log": str(log_place(run_folder)),
         "output": str(launched.output),
     }
 
@@ -131,7 +132,8 @@ def _wait(launched: Launched, run_folder: Location, before: Holder | None) -> Ho
     """Who holds the run now; None if the coordinator ended before it was seen to hold it."""
     while launched.alive():
         holder = holder_of(run_folder)
-        if holder is not None and holder != before:
+        # Whoever asks after the run now must find its plan.
+        if holder is not None and holder != before and (run_folder / PLAN_FILE).exists():
             return holder
         time.sleep(POLL_SECONDS)
     return None

@@ -78,6 +78,12 @@ class _Switch:
 _switch = _Switch()
 
 
+def log_place(run_folder: Location) -> Location:
+    """The log of a run; the folder of the sessions' logs where each has its own."""
+    folder = run_folder / LOG_FOLDER
+    return folder / LOG_FILE if folder.is_local else folder
+
+
 class RunLog:
     """A context manager: while it is open, what neuroshed logs at level INFO goes to the run's log file.
 

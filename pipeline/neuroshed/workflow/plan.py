@@ -226,7 +226,7 @@ def _source(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> Affin
         block_shape=workflow.block_shape,
         shard_shape=shard_shape,
         model=_absolute(workflow.model),
-        weights_sha256=model.weights_sha256,
+        network_sha256=model.network_sha256,
         lattice=model.card.lattice,
         normalisation=options.intensity or _intensity(image, model.card.normalisation),
         batch_size=options.batch_size,

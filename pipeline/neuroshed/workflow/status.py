@@ -15,7 +15,7 @@ from neuroshed.storage.lease import holder_of
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.folder import is_run
 from neuroshed.workflow.live import Snapshot, read_live
-from neuroshed.workflow.logs import LOG_FILE, LOG_FOLDER
+from neuroshed.workflow.logs import log_place
 from neuroshed.workflow.run import planned_stages
 from neuroshed.workflow.summary import Summary, history, summarise
 
@@ -90,7 +90,7 @@ def _presence(run_folder: Location, holder: Holder | None, live: Snapshot | None
         "state": _state(holder, summary),
         "holder": None if holder is None else _described(holder),
         "live": shown,
-        "log": str(run_folder / LOG_FOLDER / LOG_FILE),
+        "log": str(log_place(run_folder)),
     }
 
 
