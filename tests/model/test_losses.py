@@ -36,7 +36,7 @@ def test_the_loss_equals_the_plain_formula(seed: int, joined: float, counted: fl
     shape = (2, 2, 1, 3, 4)
     logits = torch.from_numpy(rng.normal(0, 3, shape).astype(np.float32))
     targets, counts = (torch.from_numpy(rng.random(shape) < share) for share in (joined, counted))
-    assert float(balanced_loss(logits, targets, counts)) == pytest.approx(plain_loss(logits, targets, counts), rel=1e-4)
+    assert float(balanced_loss(logits, targets, counts)) == pytest.approx(plain_loss(logits, targets, counts), rel=1e-3)
 
 
 def test_edges_that_do_not_count_have_no_gradient() -> None:

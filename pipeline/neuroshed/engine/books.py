@@ -66,6 +66,8 @@ class Books:
         self.journal, self.readiness, self.progress, self.options = journal, readiness, progress, options
         self.rates = Rates()
         self.attempts = Attempts(options)
+        self.deaths = 0
+        """Of workers with jobs."""
         self.stopped_by: Failure | None = None
         """The failure that stops the run, if failures do."""
         self._discard = discard
@@ -140,6 +142,7 @@ class Books:
 
     def died(self, work: Work, error: str, trace: str, worker: str, host: str) -> None:
         """Record that a worker died with a job. Any of its blocks may be the cause, so each goes alone from now on."""
+        self.deaths += 1
         events = []
         for block in work.blocks:
             if self.attempts.died(block, time.monotonic()):

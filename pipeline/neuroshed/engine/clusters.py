@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neuroshed.engine.control import deaf_to_interrupts
 from neuroshed.engine.dispatch import Worker
-from neuroshed.errors import WorkflowError
+from neuroshed.engine.scratch import scratch_folder
+from neuroshed.errors import RunFailedError, WorkflowError
 
 # Of local worker processes. One thread each, unless a stage asks torch for more. Activations of a network are tens of
 # megabytes, which malloc would give back to the system and fault in anew at every layer: half of the time of a
@@ -26,6 +26,10 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
 }
+
+
+STARTS = 3
+"""Tries to start local workers, which may be killed meanwhile."""
 
 
 class ClusterConfig(BaseModel):
@@ -110,12 +114,11 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
     Raises `WorkflowError` if a given scheduler does not answer or has no workers.
     """
     import dask
-    from distributed import Client, LocalCluster
-    from distributed.security import Security
+    from distributed import Client
     from distributed.system import MEMORY_LIMIT
 
     memory = int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
-    with tempfile.TemporaryDirectory(prefix="neuroshed-workers-") as scratch, dask.config.set(_settings(scratch)):
+    with scratch_folder() as scratch, dask.config.set(_settings(str(scratch))):
         if config.kind == "address":
             with _client_of(config.address) as client:
                 connection = Connection(client, 0, None, True)
@@ -128,21 +131,38 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
         with ExitStack() as stack:
             # A terminal sends Ctrl-C to all processes of a command. Workers have to finish what they are at.
             with deaf_to_interrupts():
-                cluster = LocalCluster(
-                    n_workers=workers if processes else 1,
-                    threads_per_worker=1 if processes else workers,
-                    processes=processes,
-                    security=Security.temporary() if processes else None,
-                    host="127.0.0.1" if processes else None,
-                    dashboard_address="127.0.0.1:0",
-                    worker_dashboard_address="127.0.0.1:0",
-                    local_directory=scratch,
-                    memory_limit=memory,
-                    silence_logs=50,
-                )
-                stack.enter_context(cluster)
+                cluster = stack.enter_context(_started(workers, processes, scratch, memory))
+            # Nobody needs its pages.
+            for server in (cluster.scheduler, *(() if processes else cluster.workers.values())):
+                cluster.loop.add_callback(server.http_server.stop)
             client = stack.enter_context(Client(cluster, set_as_default=False))
-            yield Connection(client, memory, Path(scratch) if processes else None, processes)
+            yield Connection(client, memory, scratch if processes else None, processes)
+
+
+def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
+    """A local cluster; raises `RunFailedError` if its processes die before they work."""
+    from distributed import LocalCluster
+    from distributed.security import Security
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            return LocalCluster(
+                n_workers=workers if processes else 1,
+                threads_per_worker=1 if processes else workers,
+                processes=processes,
+                security=Security.temporary() if processes else None,
+                host="127.0.0.1" if processes else None,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                worker_dashboard_address=None if processes else "127.0.0.1:0",
+                local_directory=str(scratch),
+                memory_limit=memory,
+                silence_logs=50,
+            )
+        except RuntimeError as error:
+            if attempt == STARTS:
+                raise RunFailedError(f"worker processes cannot be started ({error}), tried {STARTS} times") from error
+    raise AssertionError
 
 
 def _settings(scratch: str) -> dict[str, Any]:
@@ -151,6 +171,8 @@ def _settings(scratch: str) -> dict[str, Any]:
         # The coordinator counts deaths itself, and names the worker of every job.
         "distributed.scheduler.allowed-failures": 0,
         "distributed.scheduler.work-stealing": False,
+        # Dask gives up for good on a worker that is away so long after any death of its; nannies bring it back.
+        "distributed.deploy.lost-worker-timeout": "1000 days",
         # Kernels that hold the interpreter keep a worker from saying that it lives.
         "distributed.scheduler.worker-ttl": "15 minutes",
         # Jobs leave nothing in memory; how many run at a time is decided by what they are predicted to take. A worker

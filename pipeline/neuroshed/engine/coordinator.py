@@ -21,13 +21,14 @@ from neuroshed.engine.session import Orders, SchedulerLostError, Session
 from neuroshed.errors import WorkflowError
 from neuroshed.stages.base import Stage
 from neuroshed.stages.registry import save_stage, stage_digest
+from neuroshed.storage.files import remove_drafts
 from neuroshed.storage.journal import Journal
 from neuroshed.storage.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 DELETING_THREADS = 4
-RECONNECT_SECONDS = 5.0
+RECONNECT_SECONDS = 2.0
 """Between two tries to reach a scheduler that is gone."""
 
 Tick = Callable[[Books, Connection, dict[str, dict[str, Any]]], None]
@@ -110,6 +111,8 @@ def execute(journal: Journal, stages: Sequence[Stage], options: Options) -> Prog
     readiness, progress, droppable = restore(journal.ledger, stages, options.droppable)
     _set_aside(readiness, progress, stages, options.again)
     options.watch(progress)
+    if _was_killed(journal.ledger):
+        _remove_drafts(stages)
     by_fingerprint = {stage.fingerprint: stage for stage in stages}
     with ThreadPoolExecutor(DELETING_THREADS, "discard") as deleting:
 
@@ -123,7 +126,22 @@ def execute(journal: Journal, stages: Sequence[Stage], options: Options) -> Prog
         books.discard(droppable)
         if not progress.finished:
             _work(books, stages, options)
+    if books.deaths:
+        _remove_drafts(stages)
     return progress
+
+
+def _was_killed(ledger: Ledger) -> bool:
+    """Whether the session before this one did not come to its end."""
+    before = list(ledger.sessions)[:-1]
+    return bool(before) and before[-1]["e"] != "end"
+
+
+def _remove_drafts(stages: Sequence[Stage]) -> None:
+    """Remove what killed writers left half written; nobody looks at it, but it takes space."""
+    found = sum(remove_drafts(stage.folder.local) for stage in stages if stage.steps and stage.folder.is_local)
+    if found:
+        log.info("removed %d files that killed writers had not finished", found)
 
 
 def _set_aside(

@@ -174,7 +174,7 @@ class Session:
             self._died(self._sent[number].worker)
             return
         if self.connection.client.status != "running" or isinstance(error, OSError):
-            raise SchedulerLostError(f"{type(error).__name__}: {error}")
+            raise SchedulerLostError(f"{type(error).__name__}: {error}".splitlines()[0])
         sent = self._forget(number)
         assert sent is not None
         log.warning("a job of %d blocks came back: %s: %s", len(sent.work.positions), type(error).__name__, error)

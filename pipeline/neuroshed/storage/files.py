@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+DRAFT = ".partial"
+"""At the end of the name of a file that is being written; zarr does so too."""
+
 
 def sync_path(path: Path) -> None:
     """Flush a file or folder to disk, so that it outlives a crash of the machine."""
@@ -104,7 +107,17 @@ def _create_in_place(path: Path, data: bytes) -> bool:
 
 
 def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{DRAFT}")
+
+
+def remove_drafts(folder: Path) -> int:
+    """Remove what writers that were killed left below a folder, ours and zarr's; returns how many files. Nobody may be
+    writing there.
+    """
+    drafts = [path for path in folder.rglob(f"*{DRAFT}") if path.is_file()]
+    for path in drafts:
+        path.unlink(missing_ok=True)
+    return len(drafts)
 
 
 @contextmanager

@@ -298,7 +298,7 @@ def read_yaml(name_or_path: str) -> dict[str, Any]:
     """The keys and values of a workflow file; raises `WorkflowError` in one line."""
     try:
         values = yaml.safe_load(find(name_or_path)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WorkflowError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise WorkflowError(f"{name_or_path} cannot be read ({error.strerror}); check its permissions") from error

@@ -98,7 +98,7 @@ def record(run_folder: Location, entry: dict[str, Any]) -> None:
     file = run_folder / PROVENANCE_FILE
     try:
         entries = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         entries = []
     if not isinstance(entries, list):
         entries = []

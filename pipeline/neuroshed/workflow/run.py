@@ -101,6 +101,11 @@ def _told(run_folder: Location, again: str) -> Iterator[None]:
         yield
     except StorageFullError as error:
         raise StorageFullError(f"{error}; free some, then {again}") from error
+    except RunFailedError as error:
+        # With a summary it says so already.
+        if hasattr(error, "summary"):
+            raise
+        raise RunFailedError(f"{error}; then {again}") from error
     except OSError as error:
         if is_disk_full(error):
             raise StorageFullError(f"no space left for run {run_folder} ({error}); free some, then {again}") from error
@@ -194,7 +199,7 @@ def planned_stages(run_folder: Location) -> list[Stage]:
         if not isinstance(values, list) or not values:
             raise ValueError("it lists no stages")
         values = [_moved(value, str(run_folder)) for value in values]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); {again}") from error
     return ordered([parse_stage(json.dumps(value), file) for value in values])
 
