@@ -134,6 +134,7 @@ def spoil_shards(orders: Orders, chance: Chance) -> None:
         fault = chance.draw(path)
         whole = memoryview(value.as_buffer_like()).cast("B")
         half = whole[: len(whole) // 2]
+        path.parent.mkdir(parents=True, exist_ok=True)
         if fault == "before":
             raise broken(path)
         if first(orders, path, "die"):

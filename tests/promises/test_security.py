@@ -206,7 +206,7 @@ def test_a_hostile_stage_is_an_error(change: str, settings: list[str], tmp_path:
         load_stage(file)
 
 
-@pytest.mark.parametrize("file", ["plan.json", "workflow.yaml", "live.json", "provenance.json", "journal/lease"])
+@pytest.mark.parametrize("file", ["plan.json", "workflow.yaml", "live.json", "provenance.json", "journal/epoch-000001"])
 def test_a_hostile_file_of_a_run_is_never_executed(file: str, settings: list[str], tmp_path: Path, bomb: bytes) -> None:
     neuroshed.run("segment", settings)
     code = b'!!python/object/apply:os.system ["touch %s"]' % os.fsencode(tmp_path / "exploded")

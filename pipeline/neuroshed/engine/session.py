@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 """How often workers are counted and whoever watches is told, if nothing else happens."""
+LAST_WORDS_SECONDS = 0.5
+"""Longest wait for what a worker leaves when it dies; one that is killed leaves nothing."""
 OUT_OF_MEMORY = "its worker process died; the usual cause is too little memory: use smaller blocks or fewer workers"
 
 
@@ -185,12 +187,22 @@ class Session:
         """A worker is gone. Each of its jobs may be to blame: of those that it had finished word may be lost."""
         self._dead.add(address)
         numbers = self.windows.leave(address)
-        trace = read_faults(self.connection.faults) if numbers and self.connection.faults else ""
+        trace = self._last_words() if numbers else ""
         error = trace.splitlines()[0] if trace else OUT_OF_MEMORY
         for number in numbers:
             sent = self._sent.pop(number)
             log.warning("worker %s died with %d blocks", sent.worker, len(sent.work.positions))
             self.books.died(sent.work, error, trace, sent.worker, sent.host)
+
+    def _last_words(self) -> str:
+        """What a worker on this machine left when it died. Its end may be known here before it is quite over."""
+        folder = self.connection.faults
+        end = time.monotonic() + LAST_WORDS_SECONDS
+        while folder is not None:
+            if (trace := read_faults(folder)) or time.monotonic() > end:
+                return trace
+            time.sleep(LAST_WORDS_SECONDS / 10)
+        return ""
 
     def _forget(self, number: int) -> _Sent | None:
         self.windows.remove(number)
