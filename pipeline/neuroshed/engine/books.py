@@ -85,6 +85,12 @@ class Books:
         """The blocks of a step."""
         return self._grids[key]
 
+    def names(self, work: Work) -> list[str]:
+        """Its blocks as a worker names what it is at."""
+        key = work.key
+        title, grid = self.progress.titles[key[0]], self._grids[key]
+        return [f"{title} {key[1] or 'blocks'} {list(grid.index(position))}" for position in work.positions]
+
     def next_work(self, place: Callable[[Demand, bool], str | None], threads: int) -> tuple[Work, Demand, str] | None:
         """The next job and its worker, whom `place` names; None if nothing is ready that a worker has room for."""
         for number, block in enumerate(self._alone):

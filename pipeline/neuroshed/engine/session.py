@@ -17,7 +17,7 @@ from neuroshed.engine.books import Books, Work
 from neuroshed.engine.clusters import Connection
 from neuroshed.engine.control import Control, Wish
 from neuroshed.engine.dispatch import Demand, Windows
-from neuroshed.engine.watchdog import read_faults
+from neuroshed.engine.watchdog import take_faults
 from neuroshed.engine.worker import Job, Report, run_job
 from neuroshed.errors import RunFailedError, StorageFullError
 
@@ -77,6 +77,8 @@ class Session:
         self._reports: list[tuple[Work, Report]] = []
         # Workers that died, as long as the scheduler still lists them.
         self._dead: set[str] = set()
+        # What workers left whose death was not yet told.
+        self._words: list[str] = []
         self._without_workers: float | None = None
 
     def run(self, patience: float) -> None:
@@ -187,22 +189,31 @@ class Session:
         """A worker is gone. Each of its jobs may be to blame: of those that it had finished word may be lost."""
         self._dead.add(address)
         numbers = self.windows.leave(address)
-        trace = self._last_words() if numbers else ""
+        trace = self._last_words([self._sent[number].work for number in numbers]) if numbers else ""
         error = trace.splitlines()[0] if trace else OUT_OF_MEMORY
         for number in numbers:
             sent = self._sent.pop(number)
             log.warning("worker %s died with %d blocks", sent.worker, len(sent.work.positions))
             self.books.died(sent.work, error, trace, sent.worker, sent.host)
 
-    def _last_words(self) -> str:
-        """What a worker on this machine left when it died. Its end may be known here before it is quite over."""
+    def _last_words(self, works: list[Work]) -> str:
+        """What a worker on this machine that was at one of these left when it died. Its end may be known here before it
+        is quite over, and others may have died at the same time.
+        """
         folder = self.connection.faults
+        if folder is None:
+            return ""
+        names = [name for work in works for name in self.books.names(work)]
         end = time.monotonic() + LAST_WORDS_SECONDS
-        while folder is not None:
-            if (trace := read_faults(folder)) or time.monotonic() > end:
-                return trace
+        while True:
+            self._words += take_faults(folder)
+            for text in self._words:
+                if any(name in text.partition("\n")[0] for name in names):
+                    self._words.remove(text)
+                    return text
+            if time.monotonic() > end:
+                return ""
             time.sleep(LAST_WORDS_SECONDS / 10)
-        return ""
 
     def _forget(self, number: int) -> _Sent | None:
         self.windows.remove(number)

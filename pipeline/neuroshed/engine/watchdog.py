@@ -83,9 +83,14 @@ def read_fault(folder: Path, pid: int, host: str | None = None) -> str | None:
     return _take(folder / _name(pid, host))
 
 
+def take_faults(folder: Path) -> list[str]:
+    """What any processes died of, each as `read_fault` says it."""
+    return [text for path in sorted(folder.glob("fault-*.txt")) if (text := _take(path))]
+
+
 def read_faults(folder: Path) -> str:
-    """What any processes died of, as `read_fault` says it; empty if none left anything."""
-    return "\n".join(text for path in sorted(folder.glob("fault-*.txt")) if (text := _take(path)))
+    """The same in one text; empty if none left anything."""
+    return "\n".join(take_faults(folder))
 
 
 def _name(pid: int, host: str | None) -> str:
