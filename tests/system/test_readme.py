@@ -31,7 +31,7 @@ def commands() -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A user's folder: an image and a truth, cut from the demo volume, and affinities of the truth."""
-    with h5py.File(str(resources.files("neuroshed") / "assets" / "demo" / "fib25.h5")) as demo:
+    with h5py.File(str(resources.files("neuroshed") / "assets" / "demo" / "fib25.h5"), locking=False) as demo:
         for file, dataset in (("stack.h5", "raw"), ("truth.h5", "labels")):
             with h5py.File(tmp_path / file, "w") as target:
                 target[dataset] = demo[dataset][:70, :70, :]

@@ -91,9 +91,10 @@ def test_a_submitted_run_outlives_its_terminal(run_folder: Path) -> None:
 
 
 def test_a_drained_run_leaves_nothing_half_done(run_folder: Path) -> None:
+    others = {child.pid for child in psutil.Process().children()}
     told = neuroshed.submit(run_folder.with_name("workflow.yaml"))
     assert told["state"] == "running"
-    children = {child.pid for child in psutil.Process().children()}
+    children = {child.pid for child in psutil.Process().children()} - others
     wait_until(lambda: done_so_far(run_folder))
     found = neuroshed.cancel(run_folder, drain=True)
     assert found["state"] == "stopped"
