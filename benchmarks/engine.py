@@ -40,6 +40,7 @@ def coordinate(folder: Path, side: int, workers: int, out: Connection) -> None:
     import dask
 
     from empty import Empty
+    from neuroshed.engine.attempts import FailureOptions
     from neuroshed.engine.clusters import ClusterConfig
     from neuroshed.engine.coordinator import Options, execute, ordered
     from neuroshed.storage.journal import Journal
@@ -58,7 +59,8 @@ def coordinate(folder: Path, side: int, workers: int, out: Connection) -> None:
     preload = {"distributed.worker.preload": [str(HERE / "empty.py")]}
     cluster = ClusterConfig(kind="local", workers=workers)
     with dask.config.set(preload), Journal(Location.of(folder)) as journal:
-        progress = execute(journal, ordered([stage]), Options(cluster=cluster, tick=told))
+        failures = FailureOptions(on_failure="stop")
+        progress = execute(journal, ordered([stage]), Options(cluster=cluster, failures=failures, tick=told))
         out.send(
             (time.perf_counter() - begin, sum(c.done for c in progress.stages.values()), process.memory_info().rss)
         )

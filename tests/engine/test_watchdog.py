@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from neuroshed.engine import watchdog
-from neuroshed.engine.watchdog import fault_file, limit, read_fault, read_faults
+from neuroshed.engine.watchdog import Left, at_work, fault_file, limit, read_fault, take_faults
 from neuroshed.errors import BlockError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -153,7 +153,7 @@ def test_a_segmentation_fault_leaves_a_traceback(folder: Path, seconds: float | 
 def test_a_process_that_is_killed_leaves_nothing(folder: Path) -> None:
     process = end_of("import os\nwith limit(100, 'a block'): os.kill(os.getpid(), 9)")
     assert process.exitcode == -signal.SIGKILL
-    assert read_fault(folder, process.pid or 0) is None
+    assert take_faults(folder) == [Left("a block, limit 100 s", "")]
     assert not list(folder.glob("fault-*"))
 
 
@@ -166,26 +166,18 @@ def test_faults_of_all_that_died_and_of_none_that_lives(folder: Path) -> None:
             if ready.exists():
                 break
             time.sleep(0.01)
-        text = read_faults(folder)
-        assert text.count("ended at the time limit") == 2
-        assert {*re.findall(r"at work: (block \d)", text)} == {"block 0", "block 1"}
-        assert "in time" not in text
-        assert read_faults(folder) == ""
+        assert "in time, limit 1000 s" in at_work(folder)
+        left = take_faults(folder)
+        assert {fault.running for fault in left} == {f"block {number}, limit 0.2 s" for number in range(2)}
+        assert all("ended at the time limit" in fault.text.splitlines()[0] for fault in left)
+        assert take_faults(folder) == []
+        assert at_work(folder) == ["in time, limit 1000 s"]
         assert [read_fault(folder, process.pid or 0) for process in (alive, *dead)] == [None] * 3
         # What the living one may still have to say has its place.
         assert list(folder.glob("fault-*")) == [fault_file(alive.pid or 0)]
     finally:
         alive.kill()
         alive.join()
-
-
-def test_a_file_that_a_process_is_about_to_lock_stays(folder: Path) -> None:
-    path = fault_file(1)
-    assert path is not None
-    path.touch()
-    assert read_fault(folder, 1) is None
-    assert read_faults(folder) == ""
-    assert path.exists()
 
 
 def test_a_file_of_a_process_of_the_same_number_is_written_over(folder: Path) -> None:

@@ -17,7 +17,7 @@ from neuroshed.engine.books import Books, Work
 from neuroshed.engine.clusters import Connection
 from neuroshed.engine.control import Control, Wish
 from neuroshed.engine.dispatch import Demand, Windows
-from neuroshed.engine.watchdog import take_faults
+from neuroshed.engine.watchdog import Left, at_work, take_faults
 from neuroshed.engine.worker import Job, Report, run_job
 from neuroshed.errors import RunFailedError, StorageFullError
 
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 """How often workers are counted and whoever watches is told, if nothing else happens."""
 LAST_WORDS_SECONDS = 0.5
-"""Longest wait for what a worker leaves when it dies; one that is killed leaves nothing."""
+"""Longest wait for what a worker leaves when it dies, if none is seen that has still to end."""
+DYING_SECONDS = 10.0
+"""Longest wait for one that is seen: connections are closed before the rest of a process."""
 OUT_OF_MEMORY = "its worker process died; the usual cause is too little memory: use smaller blocks or fewer workers"
 
 
@@ -78,7 +80,7 @@ class Session:
         # Workers that died, as long as the scheduler still lists them.
         self._dead: set[str] = set()
         # What workers left whose death was not yet told.
-        self._words: list[str] = []
+        self._words: list[Left] = []
         self._without_workers: float | None = None
 
     def run(self, patience: float) -> None:
@@ -197,21 +199,26 @@ class Session:
             self.books.died(sent.work, error, trace, sent.worker, sent.host)
 
     def _last_words(self, works: list[Work]) -> str:
-        """What a worker on this machine that was at one of these left when it died. Its end may be known here before it
-        is quite over, and others may have died at the same time.
+        """What a worker on this machine that was at one of these left when it died; nothing if it was killed. Its end
+        may be known here before it is quite over, and others may have died at the same time.
         """
         folder = self.connection.faults
         if folder is None:
             return ""
         names = [name for work in works for name in self.books.names(work)]
-        end = time.monotonic() + LAST_WORDS_SECONDS
+
+        def ours(running: str) -> bool:
+            return any(name in running for name in names)
+
+        begin = time.monotonic()
         while True:
             self._words += take_faults(folder)
-            for text in self._words:
-                if any(name in text.partition("\n")[0] for name in names):
-                    self._words.remove(text)
-                    return text
-            if time.monotonic() > end:
+            found = [left for left in self._words if ours(left.running)]
+            if found:
+                self._words = [left for left in self._words if left not in found]
+                return max(found, key=lambda left: len(left.text)).text
+            dying = any(ours(running) for running in at_work(folder))
+            if time.monotonic() - begin > (DYING_SECONDS if dying else LAST_WORDS_SECONDS):
                 return ""
             time.sleep(LAST_WORDS_SECONDS / 10)
 

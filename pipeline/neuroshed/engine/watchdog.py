@@ -75,29 +75,47 @@ def fault_file(pid: int, host: str | None = None) -> Path | None:
     return Path(folder) / _name(pid, host) if folder else None
 
 
+class Left(NamedTuple):
+    """What a process left behind when it died."""
+
+    running: str
+    """What it was at; empty if nothing, or nobody knows."""
+    text: str
+    """A line that names its blocks, then the tracebacks of its threads; empty if it was killed from outside."""
+
+
 def read_fault(folder: Path, pid: int, host: str | None = None) -> str | None:
-    """What a process died of: a line that names its blocks, then the tracebacks of its threads. Its file is removed.
+    """What a process died of: the text of `Left`. Its file is removed.
 
     None if there is no file, the process is alive, or it left nothing (as when it is killed from outside).
     """
-    return _take(folder / _name(pid, host))
+    left = _take(folder / _name(pid, host))
+    return left.text or None if left else None
 
 
-def take_faults(folder: Path) -> list[str]:
-    """What any processes died of, each as `read_fault` says it."""
-    return [text for path in sorted(folder.glob("fault-*.txt")) if (text := _take(path))]
+def take_faults(folder: Path) -> list[Left]:
+    """What all processes left that died. Their files are removed."""
+    return [left for path in sorted(folder.glob(_name("*", "*"))) if (left := _take(path))]
 
 
-def read_faults(folder: Path) -> str:
-    """The same in one text; empty if none left anything."""
-    return "\n".join(take_faults(folder))
+def at_work(folder: Path) -> list[str]:
+    """What each process is at that has not quite died yet."""
+    found = []
+    for path in sorted(folder.glob(_name("*", "*"))):
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            found.append(_said(file.read(HEADER_BYTES)))
+    return found
 
 
-def _name(pid: int, host: str | None) -> str:
+def _name(pid: int | str, host: str | None) -> str:
     return f"fault-{host or socket.gethostname()}-{pid}.txt"
 
 
-def _take(path: Path) -> str | None:
+def _said(content: bytes) -> str:
+    return content.decode(errors="replace").strip()
+
+
+def _take(path: Path) -> Left | None:
     try:
         with path.open("rb") as file:
             # A process holds the lock of its file for as long as it lives.
@@ -105,19 +123,16 @@ def _take(path: Path) -> str | None:
             content = file.read()
     except (BlockingIOError, FileNotFoundError):
         return None
-    if not content:
-        # Of a process that is about to lock it.
-        return None
     path.unlink(missing_ok=True)
-    running, body = (part.decode(errors="replace").strip() for part in (content[:HEADER_BYTES], content[HEADER_BYTES:]))
+    running, body = _said(content[:HEADER_BYTES]), _said(content[HEADER_BYTES:])
     if not body:
-        return None
+        return Left(running, "")
     first = body.splitlines()[0]
     if first.startswith("Timeout"):
         first = "its worker was ended at the time limit of a block; use smaller blocks or a longer limit"
     else:
         first = f"its worker process died: {first}"
-    return f"{first} (at work: {running or 'no block'})\n{body}\n"
+    return Left(running, f"{first} (at work: {running or 'no block'})\n{body}\n")
 
 
 class _Entry(NamedTuple):
@@ -184,11 +199,13 @@ class _Watch:
 
 
 def _begun(path: Path) -> int:
-    """Descriptor of a process's own file, locked, at the place where tracebacks go."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Descriptor of a process's own file, at the place where tracebacks go; locked before anybody sees it."""
+    new = path.with_suffix(".new")
+    file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(file, _BLANK)
+        new.rename(path)
     except OSError:
         os.close(file)
         raise
