@@ -5,8 +5,8 @@
 
 The coordinator is killed on the way and started again. Printed: blocks a second, its memory (the scheduler of a local
 cluster lives in the same process) and how that grows, bytes of journal, seconds until a restart sends jobs again, and
-what 100 million blocks would take by these figures. `--real FOLDER` runs the segmentation of a volume instead and says
-how much of the workers' time was spent in stages.
+what 100 million blocks would take by these figures. `--real` segments the volume of `stitch.py` instead, and says how
+much of the workers' time was spent inside stages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KILLED_AT = 0.4
 
 def coordinate(folder: Path, side: int, workers: int, out: Connection) -> None:
     """A coordinator's process: says when it sends jobs, and every second how far it is and what it holds."""
-    import dask
+    import dask.utils
 
     from empty import Empty
     from neuroshed.engine.attempts import FailureOptions
@@ -46,6 +46,9 @@ def coordinate(folder: Path, side: int, workers: int, out: Connection) -> None:
     from neuroshed.storage.journal import Journal
     from neuroshed.storage.locations import Location
 
+    # Dask remembers the last 100,000 names of tasks, some 1 KB each. Full from the start, what else grows can be seen.
+    for number in range(100_000):
+        dask.utils.key_split(("benchmark", f"{number:012d}", number))
     begin, process = time.perf_counter(), psutil.Process()
     stage: Empty | None = None
     for number in range(STAGES):
@@ -157,8 +160,32 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=100, help="blocks along each side")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peer-blocks", type=int, default=10_000, help="of each stage, for plain Dask")
+    parser.add_argument("--real", action="store_true", help="the share of time inside stages, on a volume")
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), default=(512, 1024, 1024))
+    parser.add_argument("--block", type=int, nargs=3, metavar=("Z", "Y", "X"), default=(256, 256, 256))
+    parser.add_argument("--data", type=Path, help="folder with real labels; without it shapes are synthetic")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    figures = real_blocks(options) if options.real else engine_alone(options)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+def real_blocks(options: argparse.Namespace) -> Any:
+    """Print how much of the workers' time was spent inside stages."""
+    from occupancy import occupancy
+
+    found = occupancy([*options.shape], [*options.block], [1, options.workers], options.data)
+    for row in found:
+        print(
+            f"{row['workers']} workers, {row['blocks']} blocks of all steps in {row['wall_s']:.1f} s: "
+            f"{100 * row['inside']:.1f} % of their time inside stages"
+        )
+    return found
+
+
+def engine_alone(options: argparse.Namespace) -> dict[str, Any]:
+    """Print what empty blocks cost."""
     peer = plain_dask(options.peer_blocks, options.workers)
     found = empty_blocks(options.side, options.workers)
     ratio = found["blocks_per_s"] / peer["blocks_per_s"]
@@ -178,8 +205,7 @@ def main() -> None:
         f"  journal {found['journal_bytes'] / 1e6:.1f} MB, {found['journal_bytes'] / found['blocks']:.1f} bytes a block"
     )
     print("\n".join(on_paper(found)))
-    if options.json:
-        options.json.write_text(json.dumps(found | {"peer": peer}, indent=2))
+    return found | {"peer": peer}
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ import numpy as np
 import large
 import shapes
 from curves import draw, print_settings
+from history import Past, past_of
 from neuroshed.engine.coordinator import Options, ordered
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.affinities import NEAREST
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.segment import Segment
-from neuroshed.storage.journal import read_journal
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node
 from neuroshed.storage.volumes import create_volume
@@ -43,8 +43,6 @@ from projection import face_voxels, largest_cubes, print_all, project_all
 
 VOXEL_SIZE = (8, 8, 8)
 SHARD = (64, 128, 128)
-Events = dict[tuple[str, str], list[dict[str, Any]]]
-"""Of the journal: blocks that are done, by fingerprint and step."""
 
 
 @dataclass(frozen=True)
@@ -170,61 +168,56 @@ def _plan(path: Path, output: Location, setting: Setting, cluster: str, box: Box
 
 def _row(run_folder: Location, stages: list[Stage]) -> dict[str, Any]:
     """What the journal and the files say of the stages of one setting."""
-    done = {}
-    for event in read_journal(run_folder):
-        if event["state"] == "done":
-            done[event["stage"], event["step"], tuple(event["block"])] = event
-    events: Events = {}
-    for (stage, step, _), event in done.items():
-        events.setdefault((stage, step), []).append(event)
+    past = past_of(run_folder)
     tree = next(stage for stage in stages if isinstance(stage, Agglomerate))
     segment = next((stage for stage in stages if isinstance(stage, Segment)), None)
-    blocks = events[tree.fragments.fingerprint, ""]
+    fragments = past[tree.fragments.fingerprint, ""].figures
     region = tree.fragments.region
     return {
         "seconds": {
-            f"{stage.kind} {step.name}".strip(): sum(e["seconds"] for e in events[stage.fingerprint, step.name])
+            f"{stage.kind} {step.name}".strip(): past[stage.fingerprint, step.name].figures["seconds"]
             for stage in stages
             for step in stage.steps
         },
         "region_voxels": region.size,
-        "blocks": len(blocks),
-        "fragments_per_voxel": sum(event["fragments"] for event in blocks) / region.size,
-        "unsettled_per_face_voxel": sum(event["handed_up"] for event in blocks) / face_voxels(tree.grids[0]),
+        "blocks": len(past[tree.fragments.fingerprint, ""].blocks),
+        "fragments_per_voxel": fragments["fragments"] / region.size,
+        "unsettled_per_face_voxel": fragments["handed_up"] / face_voxels(tree.grids[0]),
         "table_bytes_per_voxel": _bytes(tree.fragments.folder / "blocks") / region.size,
         "label_bytes_per_voxel": _bytes(tree.fragments.path) / region.size,
-        "levels": list(_levels(tree, segment, events)),
+        "levels": list(_levels(tree, segment, past)),
         "depths": _depths(tree),
     }
 
 
-def _levels(tree: Agglomerate, segment: Segment | None, events: Events) -> Iterator[dict[str, Any]]:
+def _levels(tree: Agglomerate, segment: Segment | None, past: dict[tuple[str, str], Past]) -> Iterator[dict[str, Any]]:
     """Sums and means of each level of the tree."""
     for level, grid in enumerate(tree.grids):
-        found = events[tree.fingerprint, f"up{level}"]
-        paths = [tree.node_path(f"up{level}", (z, y, x)) for z, y, x in (event["block"] for event in found)]
+        found = past[tree.fingerprint, f"up{level}"]
+        nodes = len(found.blocks)
+        paths = [tree.node_path(f"up{level}", index) for index in found.blocks]
         tables = [read_node(path, "entering", "nodes") for path in paths]
         entering = [rows["id"].size for rows, _ in tables]
         touching = sum(int(np.count_nonzero(rows["touching"] > level)) for _, rows in tables)
-        up, edges = (sum(int(event[key]) for event in found) for key in ("nodes_up", "edges_up"))
+        up, edges = (int(found.figures[key]) for key in ("nodes_up", "edges_up"))
         faces = face_voxels(grid)
         yield {
             "level": level,
             "side": grid.block_shape[0],
-            "nodes": len(found),
+            "nodes": nodes,
             "entering": sum(entering),
             "most_entering": max(entering),
             "nodes_up": up,
             "edges_up": edges,
-            "merges": sum(int(event["merges"]) for event in found),
+            "merges": int(found.figures["merges"]),
             "face_voxels": faces,
             "up_per_face_voxel": up / faces if faces else None,
             "edges_per_face_voxel": edges / faces if faces else None,
             "touching_per_face_voxel": touching / faces if faces else None,
             "frozen_per_face_voxel": (up - touching) / faces if faces else None,
-            "file_bytes": sum(path.size() or 0 for path in paths) / len(found),
-            "seconds": sum(event["seconds"] for event in found) / len(found),
-            "down": _down(segment, level, events) if segment else None,
+            "file_bytes": sum(path.size() or 0 for path in paths) / nodes,
+            "seconds": found.figures["seconds"] / nodes,
+            "down": _down(segment, level, past) if segment else None,
         }
 
 
@@ -261,13 +254,11 @@ def _distances(grid: Grid, axis: int) -> np.ndarray:
     return np.min([np.abs(planes - face) for face in faces], axis=0) if faces else np.full(planes.size, np.inf)
 
 
-def _down(segment: Segment, level: int, events: Events) -> dict[str, float]:
+def _down(segment: Segment, level: int, past: dict[tuple[str, str], Past]) -> dict[str, float]:
     step = f"down{level}"
-    found = events[segment.fingerprint, step]
-    return {
-        "seconds": sum(event["seconds"] for event in found) / len(found),
-        "file_bytes": _bytes(segment.folder / step) / len(found),
-    }
+    found = past[segment.fingerprint, step]
+    nodes = len(found.blocks)
+    return {"seconds": found.figures["seconds"] / nodes, "file_bytes": _bytes(segment.folder / step) / nodes}
 
 
 def _bytes(folder: Location) -> int:

@@ -121,6 +121,7 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
     with scratch_folder() as scratch, dask.config.set(_settings(str(scratch))):
         if config.kind == "address":
             with _client_of(config.address) as client:
+                _keep_no_records(client)
                 connection = Connection(client, 0, None, True)
                 if not connection.workers():
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
@@ -136,6 +137,7 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
             for server in (cluster.scheduler, *(() if processes else cluster.workers.values())):
                 cluster.loop.add_callback(server.http_server.stop)
             client = stack.enter_context(Client(cluster, set_as_default=False))
+            _keep_no_records(client)
             yield Connection(client, memory, scratch if processes else None, processes)
 
 
@@ -180,6 +182,9 @@ def _settings(scratch: str) -> dict[str, Any]:
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
+        # Dask keeps the last messages to each worker, with their jobs, and an hour of its own load.
+        "distributed.admin.low-level-log-length": 50,
+        "distributed.admin.system-monitor.log-length": 60,
         # Pages about the cluster would be open to every user of this machine.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
@@ -207,3 +212,19 @@ def _client_of(address: str | None) -> Any:
             "check the address and the TLS settings of Dask's configuration"
         ) from error
     return client
+
+
+def _keep_no_records(client: Any) -> None:
+    """Send nothing with a job that its scheduler would keep for ever.
+
+    A scheduler remembers of every call of `submit` what kind of collection it came from (`distributed.spans`), some 350
+    bytes; of millions of jobs that is its memory.
+    """
+    send = client._graph_to_futures
+
+    def without_record(*args: Any, **kwargs: Any) -> Any:
+        if "span_metadata" in kwargs:
+            kwargs["span_metadata"] = {"collections": []}
+        return send(*args, **kwargs)
+
+    client._graph_to_futures = without_record

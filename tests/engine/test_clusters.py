@@ -1,0 +1,39 @@
+"""What a cluster is told and keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+from neuroshed.engine.clusters import ClusterConfig, connect
+
+JOBS = 30
+
+
+def kept(cluster: Any) -> int:
+    """Records of calls of `submit` that a scheduler holds after its futures are gone."""
+    spans = cluster.scheduler.extensions["spans"].spans.values()
+    return sum(len((span._metadata or {}).get("collections", ())) for span in spans)
+
+
+def do_jobs(client: Any) -> None:
+    for number in range(JOBS):
+        assert client.submit(abs, -number, key=("job", number), pure=False).result(timeout=60) == number
+
+
+def test_jobs_leave_nothing_in_the_scheduler() -> None:
+    with connect(ClusterConfig(kind="in-process", workers=1)) as connection:
+        do_jobs(connection.client)
+        assert kept(connection.client.cluster) == 0
+        # Of a client as Dask makes it, to show that something would be seen.
+        with Client(connection.client.cluster, set_as_default=False) as plain:
+            do_jobs(plain)
+        assert kept(connection.client.cluster) == JOBS
+
+
+def test_jobs_leave_nothing_in_a_scheduler_that_is_not_ours() -> None:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        with connect(ClusterConfig(kind="address", address=cluster.scheduler_address)) as connection:
+            do_jobs(connection.client)
+        assert kept(cluster) == 0
