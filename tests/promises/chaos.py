@@ -1,4 +1,4 @@
-"""Real runs in processes of their own, and whoever kills them: what `test_chaos` works with."""
+"""Real runs in processes of their own, on disk or in a bucket: what those work with who kill them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import obstore
 import psutil
 from distributed.security import Security
 
@@ -25,13 +26,15 @@ from neuroshed.engine.clusters import ClusterConfig
 from neuroshed.model.inference import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, new_network
+from neuroshed.storage.buckets import client
 from neuroshed.storage.journal import read_events
 from neuroshed.storage.ledger import positions_of
+from neuroshed.storage.locations import Location
 from neuroshed.storage.models import ModelCard, save_model
 
 BOX, BLOCK = [[0, 0, 0], [70, 100, 35]], [24, 36, 18]
 KINDS = ("predict", "fragments", "agglomerate", "segment")
-POLL_SECONDS = 0.02
+POLL_SECONDS, BUCKET_POLL_SECONDS = 0.02, 0.3
 LONGEST_SECONDS = 240.0
 """Of all starts of a run together; then it counts as stuck."""
 
@@ -60,22 +63,30 @@ def write_model(folder: Path) -> Path:
     return save_model(folder / "model" / "tiny", card, weights)
 
 
-def contents(run_folder: Path) -> dict[str, bytes]:
+def contents(run_folder: Location | Path) -> dict[str, bytes]:
     """All bytes that the stages wrote, by path, but for the files that name the run folder. Drafts are nobody's."""
-    files = (file for folder in run_folder.glob("*-*") for file in folder.rglob("*") if file.is_file())
-    found = {str(file.relative_to(run_folder)): file for file in files if file.name != "stage.json"}
-    for name in drafts(run_folder):
-        found.pop(name, None)
-    return {name: file.read_bytes() for name, file in found.items()}
+    root = Location.of(run_folder)
+    files = {str(file).removeprefix(f"{root}/"): file for file, _ in root.files() if file.name != "stage.json"}
+    written = files.keys() - drafts(root)
+    return {name: files[name].read_bytes() for name in written if "-" in name.partition("/")[0]}
 
 
-def drafts(folder: Path) -> list[str]:
+def drafts(folder: Location | Path) -> list[str]:
     """Files and folders that were never put in place. Locks are no drafts."""
-    found = (path for path in folder.rglob("*") if path.name.startswith(".") or path.name.endswith(".partial"))
-    return sorted(str(path.relative_to(folder)) for path in found if not path.name.endswith(".lock"))
+    names = [name for name in below(Location.of(folder)) if not name.endswith(".lock")]
+    return sorted(name for name in names if name.endswith(".partial") or name.rpartition("/")[2].startswith("."))
 
 
-def done_blocks(run_folder: Path) -> int:
+def below(folder: Location) -> list[str]:
+    """Names of all that lies below a folder, however they begin; on disk those of folders too."""
+    if folder.is_local:
+        return [str(path.relative_to(folder.local)) for path in folder.local.rglob("*")]
+    bucket, _, key = str(folder).removeprefix("s3://").partition("/")
+    pages = obstore.list(client(bucket), key or None)
+    return [entry["path"].removeprefix(f"{key}/") for page in pages for entry in page]
+
+
+def done_blocks(run_folder: Location | Path) -> int:
     """How often the journal says that a block was done."""
     return sum(positions_of(event["at"]).size for event in read_events(run_folder) if event["e"] == "done")
 
@@ -157,7 +168,7 @@ class Place:
             "DASK_TEMPORARY_DIRECTORY": temporary,
             "HOME": str(self.folder / "home"),
             "XDG_CACHE_HOME": str(self.folder / "home"),
-            "PYTHONPATH": str(self.folder / "inject"),
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "CHAOS_ORDERS": str(file),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "1000",
@@ -174,14 +185,20 @@ class Place:
         self.processes.append(process)
         return process
 
-    def kill(self, victim: str, process: psutil.Process | Process) -> None:
-        """SIGKILL, noted in the log if it was in time."""
-        try:
-            process.send(signal.SIGKILL) if isinstance(process, Process) else process.kill()
-        except psutil.NoSuchProcess:
-            return
+    def kill(self, victim: str, process: psutil.Process | Process) -> bool:
+        """SIGKILL; whether it was in time, in which case it is noted in the log."""
+        if isinstance(process, Process):
+            if process.code is not None:
+                return False
+            process.send(signal.SIGKILL)
+        else:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                return False
         with self.log.open("a") as file:
             file.write(json.dumps({"victim": victim, "pid": process.pid}) + "\n")
+        return True
 
     def events(self, key: str) -> list[dict[str, Any]]:
         """Lines of the log that have a key: `victim` (killed from outside), `inside` (a write), `fault`."""
@@ -220,10 +237,13 @@ class Place:
 class Case:
     """One workflow on one volume, as often as wanted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.image, self.model = import_image(folder), write_model(folder)
+    def __init__(self, folder: Path, bucket: Location | None = None) -> None:
+        """With a bucket, the image lies there."""
+        self.image, self.model = Location.of(import_image(folder)), write_model(folder)
+        if bucket is not None:
+            self.image = copied(self.image, bucket / self.image.name)
 
-    def settings(self, output: Path, cluster: str, *extra: str) -> list[str]:
+    def settings(self, output: Location | Path, cluster: str, *extra: str) -> list[str]:
         """Words for `neuroshed run`; failures are many, and none of them is a block's own."""
         settings = [
             f"image={self.image}",
@@ -238,9 +258,16 @@ class Case:
         return ["segment", *(word for text in settings for word in ("--set", text))]
 
 
+def copied(source: Location, target: Location) -> Location:
+    """A folder with all its files, copied into a bucket."""
+    for file, _ in source.files():
+        (target / str(file).removeprefix(f"{source}/")).put(file.read_bytes())
+    return target
+
+
 def endure(
     place: Place,
-    output: Path,
+    output: Location | Path,
     settings: list[str],
     disturb: Callable[[Process, int], None],
     orders: Callable[[int], dict[str, Any]],
@@ -251,6 +278,8 @@ def endure(
     the n-th start.
     """
     codes: list[int] = []
+    # Where each look is many requests, there are fewer.
+    poll = POLL_SECONDS if Location.of(output).is_local else BUCKET_POLL_SECONDS
     end = time.monotonic() + LONGEST_SECONDS
     while not codes or codes[-1]:
         begun = (output / "workflow.yaml").exists() and (output / "plan.json").exists()
@@ -262,7 +291,7 @@ def endure(
                 time.sleep(1)
                 raise AssertionError(f"stuck: {coordinator.text()}\n{place.told()}")
             disturb(coordinator, done_blocks(output))
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll)
         codes.append(coordinator.code)
     return codes
 

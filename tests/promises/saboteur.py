@@ -1,7 +1,8 @@
 """Faults inside the processes of a run. Tests put this file on their PYTHONPATH as `sitecustomize.py` (`chaos.Place`).
 
 What is to happen stands in the JSON file that CHAOS_ORDERS names; without it nothing does. It patches the lowest layer
-that writes: drafts of files (`storage.files.replacing`), shards (zarr's `_put`) and lines of the journal.
+that writes: drafts of files (`storage.files.replacing`), shards (zarr's `_put`), lines of the journal, and objects in
+buckets (obstore's `put` and uploads).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 Orders = dict[str, Any]
 """`log`: where deaths and faults are noted. `die`: ends of paths, in the first write of which the process dies.
+`before`, `after`: ends of names of objects, just before or just after the first put of which the process dies.
 `cut`: ends of paths whose first write is cut in half and said to be whole. `append`: the coordinator dies in its n-th
 write to the journal. `worker_rate`, `coordinator_rate`: share of their writes that go wrong, how by `seed`. `deadly`,
 `endless`: [kind of stage, index] of a block that kills its process, that never ends.
@@ -160,6 +162,42 @@ def spoil_shards(orders: Orders, chance: Chance) -> None:
     _local._put = put
 
 
+def spoil_objects(orders: Orders) -> None:
+    """Objects in buckets: tables of nodes, shards, and segments of the journal, each of which is one put."""
+    import obstore
+
+    from neuroshed.storage import buckets
+
+    plain, plain_async, plain_finish = obstore.put, obstore.put_async, buckets.ObjectWriter.finish
+
+    @contextlib.contextmanager
+    def deadly(path: Path) -> Iterator[None]:
+        if first(orders, path, "before"):
+            end(path, "before")
+        yield
+        if first(orders, path, "after"):
+            end(path, "after")
+
+    def end(path: Path, when: str) -> None:
+        inside = "journal" if path.parent.name == "journal" else "object"
+        note(orders, inside=inside, when=when, stage=stage_of(path), file=path.name)
+        die()
+
+    def put(store: Any, key: str, *given: Any, **more: Any) -> Any:
+        with deadly(Path(store.prefix or "", key)):
+            return plain(store, key, *given, **more)
+
+    async def put_async(store: Any, key: str, *given: Any, **more: Any) -> Any:
+        with deadly(Path(store.prefix or "", key)):
+            return await plain_async(store, key, *given, **more)
+
+    def finish(writer: Any) -> None:
+        with deadly(Path(writer._place)):
+            plain_finish(writer)
+
+    obstore.put, obstore.put_async, buckets.ObjectWriter.finish = put, put_async, finish
+
+
 def spoil_journal(orders: Orders, chance: Chance) -> None:
     """Lines of the journal, which its one writer adds."""
     from neuroshed.storage import journal
@@ -232,6 +270,8 @@ def main(file: str) -> None:
     # First, for others take the name from it.
     spoil_files(orders, chance)
     spoil_shards(orders, chance)
+    if "before" in orders or "after" in orders:
+        spoil_objects(orders)
     if is_coordinator:
         spoil_journal(orders, chance)
     if "deadly" in orders or "endless" in orders:

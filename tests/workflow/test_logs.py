@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,15 @@ def test_in_an_object_store_each_session_has_its_own(tmp_path: Path) -> None:
         DEEP.info("third")
     assert (run / "log").names() == ["coordinator-abc.log", "coordinator-def.log"]
     assert b"second" in (run / "log" / "coordinator-abc.log").read_bytes()
+
+
+def test_a_process_that_is_killed_leaves_no_log_of_a_store_on_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with RunLog(Store().client() / "run", "abc"):
+        DEEP.info("first")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_fails_does_not_end_the_run() -> None:

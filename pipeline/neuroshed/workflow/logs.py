@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from neuroshed.engine.capture import IN_RUN_LOG
 from neuroshed.storage.locations import Location
@@ -88,25 +90,26 @@ class RunLog:
     """A context manager: while it is open, what neuroshed logs at level INFO goes to the run's log file.
 
     On disk that is `log/coordinator.log`, of 10 MB and with five older ones. Object stores cannot append: there it is a
-    temporary file of this machine, which `ship` puts into the run folder under the name of the session.
+    temporary file of this machine, which `ship` puts into the run folder under the name of the session. It has no name
+    of its own, and so is gone when the process is, however that ends.
     """
 
     def __init__(self, run_folder: Location, session: str) -> None:
         """`session` tells this session's log from others' where each has a file of its own."""
         folder = run_folder / LOG_FOLDER
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._file: IO[str] | None = None
+        self._shipped = -1
+        self._handler: logging.Handler
         if folder.is_local:
             folder.make_folder()
             self.place = folder / LOG_FILE
-            path = self.place.local
+            self._handler = logging.handlers.RotatingFileHandler(
+                self.place.local, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8"
+            )
         else:
-            self._scratch = tempfile.TemporaryDirectory(prefix="neuroshed-log-")
             self.place = folder / f"coordinator-{session}.log"
-            path = Path(self._scratch.name) / LOG_FILE
-        self._path, self._shipped = path, -1
-        self._handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=MAX_BYTES, backupCount=BACKUPS if self._scratch is None else 0, encoding="utf-8"
-        )
+            self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed at the exit
+            self._handler = logging.StreamHandler(self._file)
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         # A full disk must not fill the terminal with tracebacks of the log itself.
         self._handler.handleError = lambda record: None  # type: ignore[method-assign]
@@ -122,15 +125,17 @@ class RunLog:
         # The run has ended as it did, whether or not its log could be put away.
         with suppress(Exception):
             self.ship()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        if self._file is not None:
+            self._file.close()
 
     def ship(self) -> None:
         """Put the log of a run in an object store there, if it grew. Raises what the store raises."""
-        if self._scratch is None:
+        if self._file is None:
             return
-        if (size := self._path.stat().st_size) != self._shipped:
-            self.place.put(self._path.read_bytes())
+        # The handler flushes each record; its place in the file stays where it is.
+        handle = self._file.fileno()
+        if (size := os.fstat(handle).st_size) != self._shipped:
+            self.place.put(os.pread(handle, size, 0))
             self._shipped = size
 
 
