@@ -15,12 +15,16 @@ from rich.console import Console
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.engine.control import Control, Wish
-from neuroshed.errors import RunFailedError, RunStoppedError
+from neuroshed.errors import InputError, RunFailedError, RunStoppedError
 from neuroshed.storage import holders
-from neuroshed.storage.lease import holder_of
+from neuroshed.storage.holders import Holder
+from neuroshed.storage.journal import read_ledger
+from neuroshed.storage.lease import Lease, holder_of
+from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
 from neuroshed.terminal.state import screen, title
 from neuroshed.workflow import sessions
+from neuroshed.workflow import status as status_module
 from neuroshed.workflow.live import HOSTS_SHOWN, gather
 from neuroshed.workflow.status import glance
 
@@ -84,6 +88,64 @@ def test_a_run_at_work_is_shown_with_its_coordinator(tmp_path: Path) -> None:
     assert glance(Location.of(run)) == neuroshed.status(run) == last
     assert "done since 20" in shown(last)
     assert "100 %" in shown(last)
+
+
+def test_a_run_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with Lease(Location.of(run), "alice") as lease:
+        found = neuroshed.status(run)
+        assert (found["state"], found["status"], found["stages"]) == ("starting", "unfinished", {})
+        assert found["holder"]["text"] == str(lease.holder)
+        told = CliRunner().invoke(main, ["status", str(run)])
+        assert (told.exit_code, told.stderr) == (0, "")
+        assert f"being started, by alice (process {lease.holder.pid} on" in " ".join(told.stdout.split())
+        assert "stage" not in told.stdout
+        (row,) = neuroshed.runs(tmp_path)
+        assert (row["name"], row["state"], row["holder"], row["blocks"]) == ("run", "starting", str(lease.holder), 0)
+        listed = CliRunner().invoke(main, ["runs", str(tmp_path)]).stdout
+        assert " starting " in listed
+        following = neuroshed.follow(run, 0.0)
+        assert [next(following)["state"] for _ in range(3)] == ["starting"] * 3
+        with monkeypatch.context() as patch:
+            patch.setattr(holders, "_machine", lambda: ("elsewhere", "another boot", "pid:[1]"))
+            assert "cannot be seen from here" in title(neuroshed.status(run))
+    with pytest.raises(InputError, match="holds no run"):
+        neuroshed.status(run)
+
+
+def test_a_run_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with halted(settings(tmp_path)) as (future, go_on):
+
+        def read(run_folder: Location) -> Ledger:
+            ledger = read_ledger(run_folder)
+            go_on.set()
+            future.result()
+            return ledger
+
+        monkeypatch.setattr(status_module, "read_ledger", read)
+        found = neuroshed.status(run)
+    # What was read is of a run at work, and so is all that is told.
+    assert (found["state"], found["status"], found["holder"]["alive"]) == ("running", "unfinished", True)
+    monkeypatch.undo()
+    assert neuroshed.status(run)["state"] == "done"
+
+
+def test_a_run_that_is_given_back_while_its_holder_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with halted(settings(tmp_path)) as (future, go_on):
+
+        def look(run_folder: Location) -> Holder | None:
+            holder = holder_of(run_folder)
+            go_on.set()
+            future.result()
+            return holder
+
+        monkeypatch.setattr(status_module, "holder_of", look)
+        found = neuroshed.status(run)
+    assert (found["state"], found["holder"]) == ("done", None)
 
 
 def test_figures_of_another_machine_are_shown_with_their_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,10 +44,9 @@ def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress)
 def stage_rows(progress: Progress) -> dict[str, dict[str, Any]]:
     """Blocks of each stage by state, the time that workers spent in it and the voxels that they wrote."""
     rows = {}
-    failures = Counter(failure.stage for failure in progress.failures)
     for fingerprint, counts in progress.stages.items():
         title = progress.titles[fingerprint]
-        failed = failures[title]
+        failed = progress.failed[title]
         rows[title] = {
             "blocks": counts.total,
             "done": counts.done,
@@ -68,7 +66,10 @@ def _waiting(counts: Counts, failed: int) -> int:
 
 
 def failure_row(failure: Failure) -> dict[str, Any]:
-    """A failure as summaries hold it."""
+    """A failure as summaries hold it. `like` names the block whose traceback and log lines stand for its own, if those
+    were left out.
+    """
+    like = failure.like
     return {
         "stage": failure.stage,
         "step": failure.step,
@@ -79,6 +80,7 @@ def failure_row(failure: Failure) -> dict[str, Any]:
         "host": failure.host,
         "attempts": failure.attempts,
         "log": list(failure.log),
+        "like": None if like is None else {"step": like[0], "block": list(like[1])},
     }
 
 
