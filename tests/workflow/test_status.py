@@ -14,8 +14,10 @@ from rich.console import Console
 
 import neuroshed
 from neuroshed.cli import main
+from neuroshed.engine import failures
 from neuroshed.engine.control import Control, Wish
 from neuroshed.errors import InputError, RunFailedError, RunStoppedError
+from neuroshed.geometry import Vec
 from neuroshed.storage import holders
 from neuroshed.storage.holders import Holder
 from neuroshed.storage.journal import read_ledger
@@ -25,11 +27,12 @@ from neuroshed.storage.locations import Location
 from neuroshed.terminal.state import screen, title
 from neuroshed.workflow import sessions
 from neuroshed.workflow import status as status_module
+from neuroshed.workflow import summary as summary_module
 from neuroshed.workflow.live import HOSTS_SHOWN, gather
 from neuroshed.workflow.status import glance
 
 from .commands import wait_until
-from .held import failing, halted, settings
+from .held import before_blocks, failing, halted, settings
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +226,48 @@ def test_failures_are_told_with_all_that_is_known(tmp_path: Path) -> None:
     assert "ended by RunFailedError" in log
 
 
+def test_failures_that_are_alike_are_told_with_the_traceback_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(index: Vec) -> None:
+        raise neuroshed.BlockError(f"no data at {index}")
+
+    def told() -> str:
+        result = CliRunner().invoke(main, ["status", str(run), "--errors", "4"])
+        assert result.exit_code == 0
+        return result.stdout
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(failures, "FULL_FAILURES", 0)
+    with before_blocks(fail), pytest.raises(RunFailedError, match="16 blocks of run"):
+        neuroshed.run("stitch", settings(tmp_path, "failures.attempts=1"))
+    first, *others = neuroshed.status(run)["failures"]
+    assert len(others) == 15
+    assert (first["like"], "Traceback" in first["trace"]) == (None, True)
+    assert {(row["trace"], len(row["log"]), str(row["like"]["block"])) for row in others} == {
+        ("", 0, str(first["block"]))
+    }
+    left_out = f"  traceback and log lines left out: they were like those of fragments {first['block']}\n"
+    assert (told().count("Traceback"), told().count(left_out)) == (1, 4)
+    assert "16 failed in all; --errors 16 shows" in told()
+    with pytest.raises(RunFailedError):
+        neuroshed.retry(run, blocks=[tuple(first["block"])])
+    # That one is done.
+    assert (told().count("Traceback"), told().count(left_out)) == (0, 4)
+
+
+def test_failures_that_are_not_told_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary_module, "FAILURES_TOLD", 7)
+    with before_blocks(lambda index: 1 / 0), pytest.raises(RunFailedError):  # type: ignore[arg-type, return-value]
+        neuroshed.run("stitch", settings(tmp_path, "failures.attempts=1"))
+    found = neuroshed.status(tmp_path / "run")
+    assert (len(found["failures"]), found["failures_left_out"], found["stages"]["fragments"]["failed"]) == (7, 9, 16)
+    text = CliRunner().invoke(main, ["status", str(tmp_path / "run"), "--errors", "10"]).stdout
+    assert "16 failed in all" in text
+    assert "3 more failures are not told one by one" in text
+    assert text.count("Traceback") == 7
+
+
 def test_what_is_left_beside_a_run(tmp_path: Path) -> None:
     summary = neuroshed.run("stitch", settings(tmp_path))
     run = tmp_path / "run"
@@ -292,6 +337,7 @@ def test_a_large_cluster_on_one_screen(tmp_path: Path) -> None:
             "workers": gather({str(n): worker(f"gpu{n:03}", **gpu) for n in range(100)}),
         },
         "failures": [failure(n) for n in range(20)],
+        "failures_left_out": 20,
     }
     text = shown(found)
     assert len(text.splitlines()) < 40
@@ -314,4 +360,5 @@ def failure(number: int) -> dict[str, Any]:
         "host": "gpu003",
         "attempts": 3,
         "log": [],
+        "like": None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,6 +50,8 @@ class Failure:
         )
 
 
+# Very many failures are like the same few.
+@functools.lru_cache(maxsize=4096)
 def place_text(step: str, index: Vec) -> str:
     """A block of a stage as events of the journal name it.
 
@@ -58,6 +61,7 @@ def place_text(step: str, index: Vec) -> str:
     return f"{step} {','.join(map(str, index))}".lstrip()
 
 
+@functools.lru_cache(maxsize=4096)
 def _place(text: str) -> tuple[str, Vec]:
     step, _, index = text.rpartition(" ")
     z, y, x = map(int, index.split(","))

@@ -20,6 +20,8 @@ def print_status(summary: dict[str, Any], errors: int = 0) -> None:
     console = Console()
     console.print(screen(summary))
     shown = summary["failures"][-errors:] if errors else []
+    if left_out := min(errors - len(shown), summary["failures_left_out"]):
+        console.print(f"\n{left_out:,} more failures are not told one by one", highlight=False)
     for failure in [*shown, *_standing_for(shown, summary["failures"])]:
         console.print()
         console.print(*_whole(failure), sep="\n", markup=False, highlight=False, soft_wrap=True)
@@ -128,12 +130,9 @@ def _failures(summary: dict[str, Any]) -> list[Text]:
     for failure in failures[-FAILURES_SHOWN:]:
         lines.append(Text(f"failed: {_where(failure)}", style="red"))
         lines.append(Text(f"  {failure['error']}", no_wrap=True, overflow="ellipsis"))
-    number = max(len(failures), (summary["live"] or {}).get("failed", 0))
+    number = len(failures) + summary["failures_left_out"]
     if number > FAILURES_SHOWN:
-        # A coordinator at work shows its last failures only.
-        brief = sum(bool(failure.get("like")) for failure in failures) if number == len(failures) else 0
-        left_out = f", {brief:,} of them told without traceback, as others are like them" if brief else ""
-        lines.append(Text(f"{number} failed in all{left_out}; --errors {number} shows all that is known of them"))
+        lines.append(Text(f"{number:,} failed in all; --errors {number} shows all that is known of them"))
     elif failures:
         lines.append(Text(f"--errors {number} shows tracebacks and what was logged"))
     return lines

@@ -79,6 +79,7 @@ def glance(run_folder: Location) -> Summary:
         "run": str(run_folder),
         "status": "done" if complete else "failed" if live["failed"] else "unfinished",
         **{name: live[name] for name in ("stages", "restored_blocks", "failures", "alarms", "started")},
+        "failures_left_out": max(live["failed"] - len(live["failures"]), 0),
         "ended": None,
     }
     return summary | _presence(run_folder, seen, live, summary)

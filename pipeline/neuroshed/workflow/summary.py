@@ -16,12 +16,19 @@ from neuroshed.storage.locations import Location
 
 Summary = dict[str, Any]
 
+FAILURES_TOLD = 10_000
+"""Failures that a summary tells one by one."""
+
 # As `stopped_text` has it.
 _STOPPED = re.compile(r" stopped \((.*?)\)")
 
 
 def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress) -> Summary:
-    """Blocks by stage, failures, and the paths of outputs. `status` is done, failed or unfinished."""
+    """Blocks by stage, failures, and the paths of outputs. `status` is done, failed or unfinished.
+
+    `failures_left_out` says how many failures are not among `failures`, which never are more than 10,000.
+    """
+    told = _told(progress.failures)
     rows = stage_rows(progress)
     complete = all(row["done"] + row["skipped"] == row["blocks"] for row in rows.values())
     outputs: dict[str, Any] = {}
@@ -36,9 +43,20 @@ def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress)
         "restored_blocks": progress.restored,
         "largest_segments": largest,
         "alarms": alarms,
-        "failures": [failure_row(failure) for failure in progress.failures],
+        "failures": [failure_row(failure) for failure in told],
+        "failures_left_out": len(progress.failures) - len(told),
         **outputs,
     }
+
+
+def _told(failures: Sequence[Failure]) -> list[Failure]:
+    """Of very many failures those with tracebacks first, then the last of the others; in their order."""
+    if len(failures) <= FAILURES_TOLD:
+        return list(failures)
+    whole = [number for number, failure in enumerate(failures) if failure.like is None][:FAILURES_TOLD]
+    others = [number for number, failure in enumerate(failures) if failure.like is not None]
+    room = FAILURES_TOLD - len(whole)
+    return [failures[number] for number in sorted([*whole, *others[max(len(others) - room, 0) :]])]
 
 
 def stage_rows(progress: Progress) -> dict[str, dict[str, Any]]:
