@@ -248,7 +248,7 @@ class _OnDisk(Location):
         return False
 
     def names(self) -> list[str]:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError):
             return sorted(path.name for path in self.local.iterdir() if not path.name.startswith("."))
         return []
 

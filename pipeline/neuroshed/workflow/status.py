@@ -51,7 +51,7 @@ def status(run_folder: Location) -> Summary:
     coordinator at work shows of itself.
     """
     # Before plan and journal: one that ends meanwhile has recorded all when it gives the run back.
-    seen = _look(run_folder)
+    seen = _look(run_folder) if is_run(run_folder) else _Seen(None)
     if seen.at_work and not (run_folder / PLAN_FILE).exists():
         nothing = {"status": "unfinished", "started": None, "ended": None}
         summary = summarise(run_folder, (), Progress({}, {})) | nothing
