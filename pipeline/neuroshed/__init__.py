@@ -19,7 +19,6 @@ from neuroshed.errors import (
     StorageFullError,
     WorkflowError,
 )
-from neuroshed.geometry import Box
 from neuroshed.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         train,
         verify,
     )
+    from neuroshed.geometry import Box
     from neuroshed.showcase import demo
 
 
@@ -80,5 +80,6 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
-        return getattr(import_module("neuroshed.showcase" if name == "demo" else "neuroshed.api"), name)
+        homes = {"demo": "neuroshed.showcase", "Box": "neuroshed.geometry"}
+        return getattr(import_module(homes.get(name, "neuroshed.api")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

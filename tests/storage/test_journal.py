@@ -181,6 +181,49 @@ def test_bases_come_as_often_as_they_pay_whoever_wrote(client: Client, monkeypat
     assert recorded(client()) == list(range(80))
 
 
+@pytest.mark.parametrize("error", [None, KeyError("lost")])
+def test_at_its_end_a_session_leaves_little_to_read(
+    error: Exception | None, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "END_BYTES", 2000)
+    write(client(), range(3))
+    assert not any(segment.name.endswith(".base") for segment in segments(client()))
+    journal = Journal(client()).__enter__()
+    for position in range(3, 40):
+        record(journal, position)
+    journal.__exit__(type(error) if error else None, error, None)
+    (base,) = segments(client())
+    assert base.name.endswith(".base")
+    assert recorded(client()) == list(range(40))
+    assert read_ledger(client()) == journal.ledger
+    assert journal.ledger.sessions[-1]["error"] == (None if error is None else "KeyError: 'lost'")
+    write(client(), [40])
+    assert recorded(client()) == list(range(41))
+
+
+def test_an_end_that_leaves_much_to_read_is_an_end(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(module, "END_BYTES", 2000)
+    with Journal(client()) as journal:
+        for position in range(40):
+            record(journal, position)
+        if client().is_local:
+            monkeypatch.setattr(module, "_create", refuse)
+        else:
+            monkeypatch.setattr(module, "delete_all", refuse)
+    assert "could not be made smaller" in caplog.text
+    monkeypatch.undo()
+    assert recorded(client()) == list(range(40))
+    assert read_ledger(client()).sessions[-1]["e"] == "end"
+    assert holder_of(client()) is None
+    write(client(), [40])
+    assert recorded(client()) == list(range(41))
+
+
 class Crash(BaseException):
     """The machine goes off."""
 
@@ -206,8 +249,9 @@ def crash_before(monkeypatch: pytest.MonkeyPatch, run: Location, operation: int)
     return lambda: made
 
 
+@pytest.mark.parametrize("limit", ["COMPACT_BYTES", "END_BYTES"])
 @pytest.mark.parametrize("kind", ["disk", "memory"])
-def test_a_crash_anywhere_in_compaction_loses_nothing(kind: str, tmp_path: Path) -> None:
+def test_a_crash_anywhere_in_compaction_loses_nothing(kind: str, limit: str, tmp_path: Path) -> None:
     crashes = 0
     for operation in range(1000):
         run = Location.of(tmp_path / str(operation)) if kind == "disk" else Store().client() / "run"
@@ -217,13 +261,14 @@ def test_a_crash_anywhere_in_compaction_loses_nothing(kind: str, tmp_path: Path)
         journal = Journal(run)
         crashed = False
         with pytest.MonkeyPatch.context() as patch:
-            small(patch, 0)
+            patch.setattr(module, limit, 0)
             made = crash_before(patch, run, operation)
             try:
                 journal.__enter__()
                 for position in (4, 5):
                     record(journal, position)
                     acknowledged.append(position)
+                journal.__exit__(None, None, None)
             except Crash:
                 crashed = True
             assert made() > 5 or crashed
@@ -237,7 +282,7 @@ def test_a_crash_anywhere_in_compaction_loses_nothing(kind: str, tmp_path: Path)
         crashes += crashed
         if not crashed:
             break
-    assert crashes > 15
+    assert crashes > (15 if limit == "COMPACT_BYTES" else 10)
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from neuroshed import api
+from neuroshed.cli import main
 from neuroshed.cli.base import Interrupts, at_work
 from neuroshed.engine.control import Wish
 from neuroshed.engine.coordinator import Options
@@ -32,6 +38,52 @@ def test_before_the_work_begins_it_ends_the_command() -> None:
     with pytest.raises(KeyboardInterrupt), at_work():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def interrupting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module that gets Ctrl-C while it is imported, long before its last line."""
+    name = "interrupted_by_a_test"
+    lines = ["import signal, time", "signal.raise_signal(signal.SIGINT)", "time.sleep(0.2)", "whole = True"]
+    (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_no_import_is_interrupted_before_the_work_begins(interrupting: str) -> None:
+    def begin() -> None:
+        with at_work():
+            importlib.import_module(interrupting)
+            time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    assert sys.modules[interrupting].whole
+
+
+def test_no_import_of_a_command_is_interrupted(interrupting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def status(run_folder: str) -> None:
+        importlib.import_module(interrupting)
+        time.sleep(10)
+
+    monkeypatch.setattr(api, "status", status)
+    result = CliRunner().invoke(main, ["status", "run1"])
+    assert result.exit_code == 130
+    assert result.stderr == "neuroshed: stopped; what is done is kept, the same command goes on\n"
+    assert sys.modules[interrupting].whole
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_that_hears_interrupts_in_its_own_way_goes_on_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        monkeypatch.setattr(api, "runs", lambda folder: signal.raise_signal(signal.SIGINT) or [])
+        assert CliRunner().invoke(main, ["runs"]).exit_code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
 
 
 def test_at_work_the_first_drains_and_the_second_stops(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from neuroshed.cli import main
 from neuroshed.geometry import Box
 from neuroshed.storage.models import load_model
 from neuroshed.storage.volumes import open_volume
+from neuroshed.terminal.units import size
 from neuroshed.workflow.config import load
 from neuroshed.workflow.plan import make_plan
 
@@ -64,6 +65,22 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(settings: list[str], tmp_p
     assert plan["redundant_compute"] == pytest.approx(1.5**3)
     assert all(row["memory_bytes"] > 0 for row in plan["stages"])
     assert {row["stage"]: row["output_bytes"] for row in plan["stages"]}["segment 0.3"] == 8 * plan["voxels"]
+
+
+def test_what_is_on_disk_is_told_in_one_line(settings: list[str]) -> None:
+    def told(keep: str) -> str:
+        words = [word for text in (*settings, f"keep={keep}") for word in ("--set", text)]
+        result = CliRunner().invoke(main, ["plan", "segment", *words])
+        assert result.exit_code == 0
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith("disk: "))
+        peak = size(neuroshed.plan("segment", [*settings, f"keep={keep}"])["peak_disk_bytes"])
+        assert line.startswith(f"disk: at most {peak} at a time before compression; kept: ")
+        return line.partition("kept: ")[2]
+
+    assert told("[segmentation]") == (
+        "segment 0.3, segment 0.5; deleted once nothing reads them: predict, fragments, agglomerate"
+    )
+    assert told("[segmentation, merges, affinities]") == "predict, fragments, agglomerate, segment 0.3, segment 0.5"
 
 
 @pytest.mark.parametrize(

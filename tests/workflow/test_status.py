@@ -14,18 +14,25 @@ from rich.console import Console
 
 import neuroshed
 from neuroshed.cli import main
+from neuroshed.engine import failures
 from neuroshed.engine.control import Control, Wish
-from neuroshed.errors import RunFailedError, RunStoppedError
+from neuroshed.errors import InputError, RunFailedError, RunStoppedError
+from neuroshed.geometry import Vec
 from neuroshed.storage import holders
-from neuroshed.storage.lease import holder_of
+from neuroshed.storage.holders import Holder
+from neuroshed.storage.journal import read_ledger
+from neuroshed.storage.lease import Lease, holder_of
+from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
 from neuroshed.terminal.state import screen, title
 from neuroshed.workflow import sessions
+from neuroshed.workflow import status as status_module
+from neuroshed.workflow import summary as summary_module
 from neuroshed.workflow.live import HOSTS_SHOWN, gather
 from neuroshed.workflow.status import glance
 
 from .commands import wait_until
-from .held import failing, halted, settings
+from .held import before_blocks, failing, halted, settings
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +91,64 @@ def test_a_run_at_work_is_shown_with_its_coordinator(tmp_path: Path) -> None:
     assert glance(Location.of(run)) == neuroshed.status(run) == last
     assert "done since 20" in shown(last)
     assert "100 %" in shown(last)
+
+
+def test_a_run_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with Lease(Location.of(run), "alice") as lease:
+        found = neuroshed.status(run)
+        assert (found["state"], found["status"], found["stages"]) == ("starting", "unfinished", {})
+        assert found["holder"]["text"] == str(lease.holder)
+        told = CliRunner().invoke(main, ["status", str(run)])
+        assert (told.exit_code, told.stderr) == (0, "")
+        assert f"being started, by alice (process {lease.holder.pid} on" in " ".join(told.stdout.split())
+        assert "stage" not in told.stdout
+        (row,) = neuroshed.runs(tmp_path)
+        assert (row["name"], row["state"], row["holder"], row["blocks"]) == ("run", "starting", str(lease.holder), 0)
+        listed = CliRunner().invoke(main, ["runs", str(tmp_path)]).stdout
+        assert " starting " in listed
+        following = neuroshed.follow(run, 0.0)
+        assert [next(following)["state"] for _ in range(3)] == ["starting"] * 3
+        with monkeypatch.context() as patch:
+            patch.setattr(holders, "_machine", lambda: ("elsewhere", "another boot", "pid:[1]"))
+            assert "cannot be seen from here" in title(neuroshed.status(run))
+    with pytest.raises(InputError, match="holds no run"):
+        neuroshed.status(run)
+
+
+def test_a_run_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with halted(settings(tmp_path)) as (future, go_on):
+
+        def read(run_folder: Location) -> Ledger:
+            ledger = read_ledger(run_folder)
+            go_on.set()
+            future.result()
+            return ledger
+
+        monkeypatch.setattr(status_module, "read_ledger", read)
+        found = neuroshed.status(run)
+    # What was read is of a run at work, and so is all that is told.
+    assert (found["state"], found["status"], found["holder"]["alive"]) == ("running", "unfinished", True)
+    monkeypatch.undo()
+    assert neuroshed.status(run)["state"] == "done"
+
+
+def test_a_run_that_is_given_back_while_its_holder_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with halted(settings(tmp_path)) as (future, go_on):
+
+        def look(run_folder: Location) -> Holder | None:
+            holder = holder_of(run_folder)
+            go_on.set()
+            future.result()
+            return holder
+
+        monkeypatch.setattr(status_module, "holder_of", look)
+        found = neuroshed.status(run)
+    assert (found["state"], found["holder"]) == ("done", None)
 
 
 def test_figures_of_another_machine_are_shown_with_their_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +226,48 @@ def test_failures_are_told_with_all_that_is_known(tmp_path: Path) -> None:
     assert "ended by RunFailedError" in log
 
 
+def test_failures_that_are_alike_are_told_with_the_traceback_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(index: Vec) -> None:
+        raise neuroshed.BlockError(f"no data at {index}")
+
+    def told() -> str:
+        result = CliRunner().invoke(main, ["status", str(run), "--errors", "4"])
+        assert result.exit_code == 0
+        return result.stdout
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(failures, "FULL_FAILURES", 0)
+    with before_blocks(fail), pytest.raises(RunFailedError, match="16 blocks of run"):
+        neuroshed.run("stitch", settings(tmp_path, "failures.attempts=1"))
+    first, *others = neuroshed.status(run)["failures"]
+    assert len(others) == 15
+    assert (first["like"], "Traceback" in first["trace"]) == (None, True)
+    assert {(row["trace"], len(row["log"]), str(row["like"]["block"])) for row in others} == {
+        ("", 0, str(first["block"]))
+    }
+    left_out = f"  traceback and log lines left out: they were like those of fragments {first['block']}\n"
+    assert (told().count("Traceback"), told().count(left_out)) == (1, 4)
+    assert "16 failed in all; --errors 16 shows" in told()
+    with pytest.raises(RunFailedError):
+        neuroshed.retry(run, blocks=[tuple(first["block"])])
+    # That one is done.
+    assert (told().count("Traceback"), told().count(left_out)) == (0, 4)
+
+
+def test_failures_that_are_not_told_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary_module, "FAILURES_TOLD", 7)
+    with before_blocks(lambda index: 1 / 0), pytest.raises(RunFailedError):  # type: ignore[arg-type, return-value]
+        neuroshed.run("stitch", settings(tmp_path, "failures.attempts=1"))
+    found = neuroshed.status(tmp_path / "run")
+    assert (len(found["failures"]), found["failures_left_out"], found["stages"]["fragments"]["failed"]) == (7, 9, 16)
+    text = CliRunner().invoke(main, ["status", str(tmp_path / "run"), "--errors", "10"]).stdout
+    assert "16 failed in all" in text
+    assert "3 more failures are not told one by one" in text
+    assert text.count("Traceback") == 7
+
+
 def test_what_is_left_beside_a_run(tmp_path: Path) -> None:
     summary = neuroshed.run("stitch", settings(tmp_path))
     run = tmp_path / "run"
@@ -230,6 +337,7 @@ def test_a_large_cluster_on_one_screen(tmp_path: Path) -> None:
             "workers": gather({str(n): worker(f"gpu{n:03}", **gpu) for n in range(100)}),
         },
         "failures": [failure(n) for n in range(20)],
+        "failures_left_out": 20,
     }
     text = shown(found)
     assert len(text.splitlines()) < 40
@@ -252,4 +360,5 @@ def failure(number: int) -> dict[str, Any]:
         "host": "gpu003",
         "attempts": 3,
         "log": [],
+        "like": None,
     }

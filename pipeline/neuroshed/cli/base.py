@@ -16,6 +16,7 @@ import click
 from neuroshed import __version__
 from neuroshed.engine.control import Control, Wish, on_signals
 from neuroshed.errors import NeuroshedError
+from neuroshed.interrupts import interrupt, raised
 from neuroshed.terminal.bars import Bars
 
 
@@ -32,7 +33,11 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(*args: Any, traceback: bool, **options: Any) -> None:
         try:
-            function(*args, **options)
+            # What every command needs; before, Ctrl-C may end the process at once.
+            import neuroshed.api  # noqa: F401
+
+            with raised():
+                function(*args, **options)
         except NeuroshedError as error:
             if options.get("as_json") and (summary := getattr(error, "summary", None)):
                 print(json.dumps(summary, indent=2))
@@ -55,9 +60,10 @@ class Interrupts(Control):
     has_begun = False
 
     def ask(self, wish: Wish, reason: str) -> None:
-        """Ask for `wish`, or raise KeyboardInterrupt."""
+        """Ask for `wish`, or raise KeyboardInterrupt as soon as nothing is being imported."""
         if not self.has_begun and threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
+            interrupt()
+            return
         super().ask(wish, reason)
 
 

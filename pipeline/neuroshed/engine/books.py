@@ -14,7 +14,8 @@ from typing import Any
 
 from neuroshed.engine.attempts import Attempts, Block, FailureOptions
 from neuroshed.engine.dispatch import Demand
-from neuroshed.engine.progress import Failure, Progress, Rates
+from neuroshed.engine.failures import Kinds, bounded_trace, error_line
+from neuroshed.engine.progress import Failure, Progress, Rates, place_text
 from neuroshed.engine.readiness import Key, Positions, Readiness
 from neuroshed.engine.worker import Failed, Report
 from neuroshed.geometry import Grid
@@ -71,6 +72,7 @@ class Books:
         self.stopped_by: Failure | None = None
         """The failure that stops the run, if failures do."""
         self._discard = discard
+        self._kinds = Kinds()
         self._grids: dict[Key, Grid] = {}
         self._demands: dict[Key, Demand] = {}
         self._mean: dict[Key, float] = {}
@@ -153,7 +155,7 @@ class Books:
         for block in work.blocks:
             if self.attempts.died(block, time.monotonic()):
                 continue
-            failed = Failed(block[2], error, trace, (), disk_full=False, seconds=0.0)
+            failed = Failed(block[2], error_line(error), bounded_trace(trace), (), disk_full=False, seconds=0.0)
             events.append(self._set_aside(work.key, failed, worker, host))
         self._record(events)
 
@@ -194,23 +196,26 @@ class Books:
         }
 
     def _set_aside(self, key: Key, failed: Failed, worker: str, host: str) -> dict[str, Any]:
-        attempts = self.attempts.count((*key, failed.position))
+        block = (*key, failed.position)
+        attempts = self.attempts.count(block)
+        self.attempts.forget([block])
+        index = self._grids[key].index(failed.position)
+        like = self._kinds.like(key[0], key[1], index, failed.error)
+        detail = {"trace": failed.trace, "log": list(failed.log)} if like is None else {"like": place_text(*like)}
         event = {
             "e": "failed",
             "id": self._part(key),
             "at": [failed.position],
             "error": failed.error,
-            "trace": failed.trace,
+            **detail,
             "worker": worker,
             "host": host,
-            "log": list(failed.log),
             "attempts": attempts,
             "time": round(time.time(), 3),
         }
-        index = self._grids[key].index(failed.position)
         failure = Failure.of(self.progress.titles[key[0]], event, index, key[1])
         self.readiness.fail(key, _positions([failed.position]))
-        self.progress.failures.append(failure)
+        self.progress.add([failure])
         log.error(
             "set aside after %d attempts: %s %s %s: %s", attempts, failure.stage, key[1], list(index), failed.error
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ def restore(
             dropped = ledger.dropped(stage.fingerprint, step.name, step.grid)
             readiness.restore((stage.fingerprint, step.name), done, dropped)
         progress.figures[stage.fingerprint] = dict(ledger.figures.get(stage.fingerprint, {}))
-        progress.failures += _failures(ledger, stage)
+        progress.add(_failures(ledger, stage))
     droppable_now = readiness.start()
     progress.stages = readiness.counts()
     progress.restored = sum(count.done for count in progress.stages.values())
@@ -148,7 +149,9 @@ def _set_aside(
     readiness: Readiness, progress: Progress, stages: Sequence[Stage], again: Callable[[Failure], bool]
 ) -> None:
     """Leave out the failed blocks that are not to be tried again; they stay among the failures."""
-    progress.failures = [failure for failure in progress.failures if not again(failure)]
+    left = [failure for failure in progress.failures if not again(failure)]
+    progress.failures, progress.failed = [], Counter()
+    progress.add(left)
     grids = {(stage.title, step.name): (stage, step.grid) for stage in stages for step in stage.steps}
     for failure in progress.failures:
         stage, grid = grids[failure.stage, failure.step]

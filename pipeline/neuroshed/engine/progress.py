@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ RATE_SECONDS = 120.0
 """Speeds are those of so long a time before now."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A block that was set aside."""
 
@@ -28,10 +29,13 @@ class Failure:
     host: str = ""
     attempts: int = 0
     log: tuple[str, ...] = ()
+    like: tuple[str, Vec] | None = None
+    """The block (step and index) of the same stage whose traceback and log lines stand for those of this one."""
 
     @classmethod
     def of(cls, title: str, event: Mapping[str, Any], index: Vec, step: str) -> Failure:
         """From an event of the journal."""
+        like = event.get("like")
         return cls(
             title,
             step,
@@ -42,7 +46,26 @@ class Failure:
             event.get("host", ""),
             event.get("attempts", 0),
             tuple(event.get("log", ())),
+            None if like is None else _place(like),
         )
+
+
+# Very many failures are like the same few.
+@functools.lru_cache(maxsize=4096)
+def place_text(step: str, index: Vec) -> str:
+    """A block of a stage as events of the journal name it.
+
+    >>> place_text("up0", (0, 1, 2)), place_text("", (0, 1, 2))
+    ('up0 0,1,2', '0,1,2')
+    """
+    return f"{step} {','.join(map(str, index))}".lstrip()
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(text: str) -> tuple[str, Vec]:
+    step, _, index = text.rpartition(" ")
+    z, y, x = map(int, index.split(","))
+    return step, (z, y, x)
 
 
 @dataclass
@@ -86,6 +109,8 @@ class Progress:
     stages: dict[str, Counts]
     titles: dict[str, str]
     failures: list[Failure] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    """How many failures there are of each stage, by its title."""
     restored: int = 0
     lost: list[str] = field(default_factory=list)
     """Stages of which blocks were done, but whose outputs somebody removed."""
@@ -94,6 +119,12 @@ class Progress:
     workers: int = 0
     note: str = ""
     """What the coordinator waits for, if it does."""
+
+    def add(self, failures: Iterable[Failure]) -> None:
+        """Take in blocks that were set aside."""
+        for failure in failures:
+            self.failures.append(failure)
+            self.failed[failure.stage] += 1
 
     def seconds(self, fingerprint: str) -> float:
         """Time that workers spent in a stage."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroshed.engine.capture import kept_lines
+from neuroshed.engine.failures import bounded_trace, error_line
 from neuroshed.engine.watchdog import limit
 from neuroshed.geometry import Grid
 from neuroshed.stages.base import Done, Stage
@@ -118,8 +119,8 @@ def _load(stage_file: str, digest: str, step: str) -> tuple[Stage, Grid]:
 
 
 def _failed(position: int, error: BaseException, log: tuple[str, ...], seconds: float) -> Failed:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    trace = "".join(traceback.format_exception(error))
+    text = error_line(f"{type(error).__name__}: {error}")
+    trace = bounded_trace("".join(traceback.format_exception(error)))
     return Failed(position, text, trace, log, is_disk_full(error), seconds)
 
 

@@ -7,6 +7,7 @@ was written, the ledger takes the place of the events. Readers never disturb the
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -23,6 +24,7 @@ from neuroshed.storage.formats import format_event
 from neuroshed.storage.lease import FOLDER, PACE, Lease, Pace
 from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
+from neuroshed.storage.many import delete_all
 from neuroshed.storage.segments import (
     Content,
     Event,
@@ -37,8 +39,12 @@ from neuroshed.version import __version__
 SEGMENT_BYTES = 16 << 20
 COMPACT_BYTES = 64 << 20
 COMPACT_SEGMENTS = 1000
+END_BYTES = 1 << 20
+"""Of events that are left at the end of a session; more would keep everybody waiting who looks at the run."""
 OBJECT_SECONDS = 1.0
 """How often events are worth an object of their own."""
+
+log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -152,6 +158,13 @@ class Journal:
     def _end(self, error: str | None) -> None:
         self.append([{"e": "end", "epoch": self._lease.epoch, "error": error, "time": round(time.time(), 3)}])
         self.flush()
+        if self._bytes <= END_BYTES:
+            return
+        try:
+            self._compact()
+        except Exception as problem:
+            # All is recorded, and reading it takes a little longer.
+            log.warning("the journal of run %s could not be made smaller (%s)", self.run_folder, problem)
 
     def _write(self, lines: bytes) -> None:
         if self._file is None or self._file_bytes > SEGMENT_BYTES:
@@ -184,9 +197,7 @@ class Journal:
         _create(self._next(base=True), b"".join(map(encode, events)))
         self._lease.renew()
         self._bytes, self._segments = 0, 1
-        for segment in segments_in(self._folder):
-            if segment < self._segment:
-                (self._folder / str(segment)).delete()
+        delete_all(self._folder / str(segment) for segment in segments_in(self._folder) if segment < self._segment)
 
 
 def read_ledger(run_folder: Location | Path | str) -> Ledger:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import operator
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,15 @@ def positions_of(runs: Runs) -> npt.NDArray[np.int64]:
     starts, counts = spans.T
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+
+def _each(runs: Runs) -> Iterator[int]:
+    """As `positions_of`; quicker for few."""
+    for run in runs:
+        if isinstance(run, list):
+            yield from range(run[0], run[0] + run[1])
+        else:
+            yield run
 
 
 @dataclass(slots=True, eq=False)
@@ -221,7 +231,9 @@ class Ledger:
         part, runs = self._named(event)
         self._mark_failed(part, runs)
         said = {key: value for key, value in event.items() if key not in ("e", "id", "at")}
-        for position in positions_of(runs).tolist():
+        # Very many may fail, on few workers.
+        said |= {key: sys.intern(said[key]) for key in ("worker", "host", "like") if key in said}
+        for position in _each(runs):
             self.failures[part.stage, part.step, part.index(position)] = said
 
     def _lost(self, event: Event) -> None:
@@ -285,7 +297,7 @@ class Ledger:
     def _mark_failed(self, part: _Part, runs: Runs) -> None:
         """A block that failed is not done, but may have been dropped before."""
         for target, places in ((part, runs), *((other, part.there(runs, other)) for other in part.overlapping)):
-            for place in positions_of(places).tolist():
+            for place in _each(places):
                 target.states[place] = target.states[place] & DROPPED | FAILED
 
     def _count(self, stage: str, figures: dict[str, Any]) -> None:

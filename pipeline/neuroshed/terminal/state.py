@@ -19,7 +19,10 @@ def print_status(summary: dict[str, Any], errors: int = 0) -> None:
     """Print how a run stands, and of the last `errors` failures all that is known."""
     console = Console()
     console.print(screen(summary))
-    for failure in summary["failures"][-errors:] if errors else []:
+    shown = summary["failures"][-errors:] if errors else []
+    if left_out := min(errors - len(shown), summary["failures_left_out"]):
+        console.print(f"\n{left_out:,} more failures are not told one by one", highlight=False)
+    for failure in [*shown, *_standing_for(shown, summary["failures"])]:
         console.print()
         console.print(*_whole(failure), sep="\n", markup=False, highlight=False, soft_wrap=True)
 
@@ -27,7 +30,7 @@ def print_status(summary: dict[str, Any], errors: int = 0) -> None:
 def screen(summary: dict[str, Any]) -> RenderableType:
     """How a run stands: who works on it, blocks by stage, what is left, what workers use, the last failures."""
     live = summary["live"]
-    lines: list[RenderableType] = [_stages(summary)]
+    lines: list[RenderableType] = [_stages(summary)] if summary["stages"] else []
     if live is not None:
         told = (_left(summary), *_workers(live["workers"], live["memory_bytes"]))
         lines += [Text(line) for line in told if line]
@@ -40,17 +43,18 @@ def screen(summary: dict[str, Any]) -> RenderableType:
 
 def title(summary: dict[str, Any]) -> str:
     """One line: the state of a run, and who works on it since when."""
-    live, holder = summary["live"], summary["holder"]
-    if summary["state"] != "running":
+    live, holder, state = summary["live"], summary["holder"], summary["state"]
+    if state not in ("starting", "running"):
         return _ended(summary)
-    verb = {"drain": "finishing blocks at work", "stop": "stopping"}.get(live["wish"] if live else "", "running")
+    going = "being started" if state == "starting" else "running"
+    verb = {"drain": "finishing blocks at work", "stop": "stopping"}.get(live["wish"] if live else "", going)
     reason = f" ({live['reason']})" if live and live["reason"] else ""
     since = f", since {moment(live['began'])}, for {duration(live['time'] - live['began'])}" if live else ""
     text = f"{verb}{reason}, by {holder['text']}{since}"
     if holder["alive"] is None:
         age = f", figures written {duration(live['age_seconds'])} ago by its clock" if live else ""
         text += f" (whether that process is alive cannot be seen from here{age})"
-    return text if live else f"{text}, starting"
+    return text if live or state == "starting" else f"{text}, starting"
 
 
 def _ended(summary: dict[str, Any]) -> str:
@@ -126,24 +130,55 @@ def _failures(summary: dict[str, Any]) -> list[Text]:
     for failure in failures[-FAILURES_SHOWN:]:
         lines.append(Text(f"failed: {_where(failure)}", style="red"))
         lines.append(Text(f"  {failure['error']}", no_wrap=True, overflow="ellipsis"))
-    number = max(len(failures), (summary["live"] or {}).get("failed", 0))
+    number = len(failures) + summary["failures_left_out"]
     if number > FAILURES_SHOWN:
-        lines.append(Text(f"{number} failed in all; --errors {number} shows all that is known of them"))
+        lines.append(Text(f"{number:,} failed in all; --errors {number} shows all that is known of them"))
     elif failures:
         lines.append(Text(f"--errors {number} shows tracebacks and what was logged"))
     return lines
 
 
 def _where(failure: dict[str, Any]) -> str:
-    name = " ".join(part for part in (failure["stage"], failure["step"], str(failure["block"])) if part)
+    name = _name(failure["stage"], failure["step"], failure["block"])
     attempts = f", {failure['attempts']} attempts" if failure["attempts"] else ""
     worker = f", worker {failure['worker']}" if failure["worker"] else ""
     return name + attempts + worker + (f" on {failure['host']}" if failure["host"] else "")
 
 
+def _name(stage: str, step: str, block: list[int]) -> str:
+    return " ".join(part for part in (stage, step, str(block)) if part)
+
+
 def _whole(failure: dict[str, Any]) -> list[str]:
     logged = [f"  logged: {line}" for line in failure["log"]]
-    return [f"{_where(failure)}: {failure['error']}", *logged, *failure["trace"].rstrip().splitlines()]
+    told = [f"{_where(failure)}: {failure['error']}", *logged, *failure["trace"].rstrip().splitlines()]
+    if like := failure.get("like"):
+        name = _name(failure["stage"], like["step"], like["block"])
+        told.append(f"  traceback and log lines left out: they were like those of {name}")
+    return told
+
+
+def _standing_for(shown: list[dict[str, Any]], failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failures that tell what those shown leave out, as far as they are not among them."""
+    brief = any(failure.get("like") for failure in shown)
+    places = {_place(failure): failure for failure in failures} if brief else {}
+    told = {_place(failure) for failure in shown}
+    found = []
+    waiting = list(shown)
+    while waiting:
+        failure = waiting.pop()
+        like = failure.get("like")
+        place = like and (failure["stage"], like["step"], *like["block"])
+        # One that is done by now is not there any more.
+        if place in places and place not in told:
+            told.add(place)
+            found.append(places[place])
+            waiting.append(places[place])
+    return found
+
+
+def _place(failure: dict[str, Any]) -> tuple[Any, ...]:
+    return failure["stage"], failure["step"], *failure["block"]
 
 
 def print_runs(rows: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from neuroshed.terminal.units import size
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """A table of stages, and what the network computes twice."""
+    """A table of stages, what they take on disk, and what the network computes twice."""
     table = Table(title=f"{plan['run']}: {plan['voxels']:,} voxels in {plan['region']}, blocks {plan['block_shape']}")
     for column in ("stage", "blocks", "memory per task", "output (uncompressed)"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -20,11 +20,21 @@ def print_plan(plan: dict[str, Any]) -> None:
         table.add_row(row["stage"], f"{row['blocks']:,}", size(row["memory_bytes"]), size(row["output_bytes"]))
     console = Console()
     console.print(table)
+    console.print(_disk(plan), markup=False, highlight=False, soft_wrap=True)
     if plan["redundant_compute"] is not None:
         console.print(
             f"redundant compute: {plan['redundant_compute']:.2f} voxels go through the network for each voxel written; "
             f"blocks that are multiples of {plan['suggested_block_multiple']} need the least"
         )
+
+
+def _disk(plan: dict[str, Any]) -> str:
+    """One line: the most that is on disk at a time, and what is there at the end."""
+    kept = [row["stage"] for row in plan["stages"] if row["kept"]]
+    dropped = [row["stage"] for row in plan["stages"] if not row["kept"]]
+    end = f"kept: {', '.join(kept)}"
+    end += f"; deleted once nothing reads them: {', '.join(dropped)}" if dropped else ""
+    return f"disk: at most {size(plan['peak_disk_bytes'])} at a time before compression; {end}"
 
 
 def print_summary(summary: dict[str, Any]) -> None:

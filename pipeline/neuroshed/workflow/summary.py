@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +16,19 @@ from neuroshed.storage.locations import Location
 
 Summary = dict[str, Any]
 
+FAILURES_TOLD = 10_000
+"""Failures that a summary tells one by one."""
+
 # As `stopped_text` has it.
 _STOPPED = re.compile(r" stopped \((.*?)\)")
 
 
 def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress) -> Summary:
-    """Blocks by stage, failures, and the paths of outputs. `status` is done, failed or unfinished."""
+    """Blocks by stage, failures, and the paths of outputs. `status` is done, failed or unfinished.
+
+    `failures_left_out` says how many failures are not among `failures`, which never are more than 10,000.
+    """
+    told = _told(progress.failures)
     rows = stage_rows(progress)
     complete = all(row["done"] + row["skipped"] == row["blocks"] for row in rows.values())
     outputs: dict[str, Any] = {}
@@ -37,18 +43,28 @@ def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress)
         "restored_blocks": progress.restored,
         "largest_segments": largest,
         "alarms": alarms,
-        "failures": [failure_row(failure) for failure in progress.failures],
+        "failures": [failure_row(failure) for failure in told],
+        "failures_left_out": len(progress.failures) - len(told),
         **outputs,
     }
+
+
+def _told(failures: Sequence[Failure]) -> list[Failure]:
+    """Of very many failures those with tracebacks first, then the last of the others; in their order."""
+    if len(failures) <= FAILURES_TOLD:
+        return list(failures)
+    whole = [number for number, failure in enumerate(failures) if failure.like is None][:FAILURES_TOLD]
+    others = [number for number, failure in enumerate(failures) if failure.like is not None]
+    room = FAILURES_TOLD - len(whole)
+    return [failures[number] for number in sorted([*whole, *others[max(len(others) - room, 0) :]])]
 
 
 def stage_rows(progress: Progress) -> dict[str, dict[str, Any]]:
     """Blocks of each stage by state, the time that workers spent in it and the voxels that they wrote."""
     rows = {}
-    failures = Counter(failure.stage for failure in progress.failures)
     for fingerprint, counts in progress.stages.items():
         title = progress.titles[fingerprint]
-        failed = failures[title]
+        failed = progress.failed[title]
         rows[title] = {
             "blocks": counts.total,
             "done": counts.done,
@@ -68,7 +84,10 @@ def _waiting(counts: Counts, failed: int) -> int:
 
 
 def failure_row(failure: Failure) -> dict[str, Any]:
-    """A failure as summaries hold it."""
+    """A failure as summaries hold it. `like` names the block whose traceback and log lines stand for its own, if those
+    were left out.
+    """
+    like = failure.like
     return {
         "stage": failure.stage,
         "step": failure.step,
@@ -79,6 +98,7 @@ def failure_row(failure: Failure) -> dict[str, Any]:
         "host": failure.host,
         "attempts": failure.attempts,
         "log": list(failure.log),
+        "like": None if like is None else {"step": like[0], "block": list(like[1])},
     }
 
 
