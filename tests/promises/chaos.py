@@ -75,6 +75,10 @@ def drafts(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in found if not path.name.endswith(".lock"))
 
 
+def total_blocks(run_folder: Path) -> int:
+    return sum(row["blocks"] for row in neuroshed.status(run_folder)["stages"].values())
+
+
 def done_blocks(run_folder: Path) -> int:
     """How often the journal says that a block was done."""
     return sum(positions_of(event["at"]).size for event in read_events(run_folder) if event["e"] == "done")
@@ -157,7 +161,7 @@ class Place:
             "DASK_TEMPORARY_DIRECTORY": temporary,
             "HOME": str(self.folder / "home"),
             "XDG_CACHE_HOME": str(self.folder / "home"),
-            "PYTHONPATH": str(self.folder / "inject"),
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "CHAOS_ORDERS": str(file),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "1000",
@@ -253,7 +257,7 @@ def endure(
     codes: list[int] = []
     end = time.monotonic() + LONGEST_SECONDS
     while not codes or codes[-1]:
-        begun = (output / "workflow.yaml").exists() and (output / "plan.json").exists()
+        begun = codes and (output / "workflow.yaml").exists() and (output / "plan.json").exists()
         command = ["resume", str(output)] if begun else ["run", *settings]
         coordinator = place.start(*command, **orders(len(codes)))
         while coordinator.code is None:
@@ -317,6 +321,44 @@ def _certificates(folder: Path) -> dict[str, str]:
         for name in ("cert", "key")
     }
     return {f"{prefix}CA_FILE": found["ca-file"], **roles, "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True"}
+
+
+class Storm:
+    """Kills somebody each time that so many blocks are done."""
+
+    def __init__(self, place: Place, victims: list[str], total: int, cluster: Cluster | None = None) -> None:
+        """Of `total` blocks, the last tenth is left in peace."""
+        self._place, self._cluster = place, cluster
+        self._victims = place.rng.sample(victims, len(victims))
+        self._targets = sorted(place.rng.randrange(total * 9 // 10) for _ in victims)
+
+    def __call__(self, coordinator: Process, done: int) -> None:
+        if self._cluster is not None:
+            self._cluster.tend()
+        if self._targets and done >= self._targets[0] and self._kill(self._victims[0], coordinator):
+            del self._targets[0], self._victims[0]
+
+    def _kill(self, victim: str, coordinator: Process) -> bool:
+        """Whether there was one."""
+        if victim == "coordinator":
+            self._place.kill(victim, coordinator)
+            coordinator.wait()
+            return True
+        if victim == "scheduler":
+            assert self._cluster is not None
+            self._place.kill(victim, self._cluster.scheduler)
+            return True
+        workers = (self._cluster.nannies if self._cluster else coordinator).workers()
+        if not workers:
+            return False
+        self._place.kill(victim, self._place.rng.choice(workers))
+        return True
+
+
+def check_tidy(place: Place, output: Path) -> None:
+    """Nothing that killed processes began is left: neither drafts in the run folder, nor temporary folders."""
+    assert drafts(output) == [], place.told()
+    assert sorted(path.name for path in (place.folder / "temporary").iterdir()) == [], place.told()
 
 
 def sample_files(rng: random.Random, run_folder: Path, each: int) -> list[str]:

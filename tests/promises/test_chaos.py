@@ -16,7 +16,21 @@ import neuroshed
 from neuroshed.errors import BlockError
 from neuroshed.storage.volumes import open_volume
 
-from .chaos import KINDS, Case, Cluster, Place, Process, contents, done_blocks, drafts, endure, sample_files
+from .chaos import (
+    KINDS,
+    Case,
+    Cluster,
+    Place,
+    Process,
+    Storm,
+    check_tidy,
+    contents,
+    done_blocks,
+    drafts,
+    endure,
+    sample_files,
+    total_blocks,
+)
 
 pytestmark = pytest.mark.system
 
@@ -49,42 +63,6 @@ def alone(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-class Storm:
-    """Kills somebody each time that so many blocks are done."""
-
-    def __init__(self, place: Place, victims: list[str], total: int, cluster: Cluster | None = None) -> None:
-        """Of `total` blocks, the last tenth is left in peace."""
-        self._place, self._cluster = place, cluster
-        self._victims = place.rng.sample(victims, len(victims))
-        self._targets = sorted(place.rng.randrange(total * 9 // 10) for _ in victims)
-
-    def __call__(self, coordinator: Process, done: int) -> None:
-        if self._cluster is not None:
-            self._cluster.tend()
-        if self._targets and done >= self._targets[0] and self._kill(self._victims[0], coordinator):
-            del self._targets[0], self._victims[0]
-
-    def _kill(self, victim: str, coordinator: Process) -> bool:
-        """Whether there was one."""
-        if victim == "coordinator":
-            self._place.kill(victim, coordinator)
-            coordinator.wait()
-            return True
-        if victim == "scheduler":
-            assert self._cluster is not None
-            self._place.kill(victim, self._cluster.scheduler)
-            return True
-        workers = (self._cluster.nannies if self._cluster else coordinator).workers()
-        if not workers:
-            return False
-        self._place.kill(victim, self._place.rng.choice(workers))
-        return True
-
-
-def total_blocks(run_folder: Path) -> int:
-    return sum(row["blocks"] for row in neuroshed.status(run_folder)["stages"].values())
-
-
 def check_same(place: Place, output: Path, alone: Path) -> None:
     """Same bytes, nothing left over, nobody left alive."""
     assert place.wait_for_silence() == [], place.told()
@@ -92,12 +70,6 @@ def check_same(place: Place, output: Path, alone: Path) -> None:
     assert sorted(found) == sorted(expected), place.told()
     assert [name for name in expected if found[name] != expected[name]] == [], place.told()
     assert neuroshed.status(output)["status"] == "done"
-
-
-def check_tidy(place: Place, output: Path) -> None:
-    """Nothing that killed processes began is left: neither drafts in the run folder, nor temporary folders."""
-    assert drafts(output) == [], place.told()
-    assert sorted(path.name for path in (place.folder / "temporary").iterdir()) == [], place.told()
 
 
 def test_killed_again_and_again_a_run_ends_in_the_same_bytes(case: Case, alone: Path, place: Place) -> None:

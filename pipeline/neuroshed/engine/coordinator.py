@@ -111,24 +111,39 @@ def execute(journal: Journal, stages: Sequence[Stage], options: Options) -> Prog
     readiness, progress, droppable = restore(journal.ledger, stages, options.droppable)
     _set_aside(readiness, progress, stages, options.again)
     options.watch(progress)
-    if _was_killed(journal.ledger):
+    killed = _was_killed(journal.ledger)
+    if killed:
         _remove_drafts(stages)
     by_fingerprint = {stage.fingerprint: stage for stage in stages}
     with ThreadPoolExecutor(DELETING_THREADS, "discard") as deleting:
 
         def discard(key: Key, positions: Positions) -> None:
-            stage = by_fingerprint[key[0]]
-            grid = next(step.grid for step in stage.steps if step.name == key[1])
-            for position in positions.tolist():
-                deleting.submit(stage.drop, key[1], grid.index(position))
+            for part in np.array_split(positions, DELETING_THREADS):
+                deleting.submit(_drop, by_fingerprint[key[0]], key[1], part)
 
         books = Books(journal, stages, readiness, progress, options.failures, discard)
+        if killed:
+            # The journal says that outputs are dropped before they are deleted, so some of them may still stand.
+            for key, positions in readiness.dropped():
+                discard(key, positions)
         books.discard(droppable)
         if not progress.finished:
             _work(books, stages, options)
     if books.deaths:
         _remove_drafts(stages)
     return progress
+
+
+def _drop(stage: Stage, name: str, positions: Positions) -> None:
+    grid = next(step.grid for step in stage.steps if step.name == name)
+    errors = []
+    for position in positions.tolist():
+        try:
+            stage.drop(name, grid.index(position))
+        except (OSError, WorkflowError) as error:
+            errors.append(error)
+    if errors:
+        log.warning("%d blocks of %s that nothing reads any more stay: %s", len(errors), stage.title, errors[0])
 
 
 def _was_killed(ledger: Ledger) -> bool:

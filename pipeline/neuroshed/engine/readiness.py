@@ -197,6 +197,10 @@ class Readiness:
         """The outputs of blocks that are done are deleted. Raises `ValueError` if a block is not done."""
         self._move(self._nodes[key], positions, DONE, DROPPED)
 
+    def dropped(self) -> list[tuple[Key, Positions]]:
+        """The blocks whose outputs are deleted or about to be, and not computed again."""
+        return [(node.key, node.blocks.where(DROPPED)) for node in self._ordered if node.blocks.tally[DROPPED]]
+
     def retry(self, key: Key, positions: Positions) -> None:
         """Put running blocks back among the ready ones. Raises `ValueError` if a block is not running."""
         self._move(self._nodes[key], positions, RUNNING, READY)

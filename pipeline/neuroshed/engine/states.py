@@ -49,6 +49,10 @@ class States:
         np.copyto(self.sweep.volume(self.states), np.uint8(state), where=rows.reshape(self.sweep.counts))
         self.count()
 
+    def where(self, state: int) -> Positions:
+        """The blocks in a state, in raster order."""
+        return np.flatnonzero(self.sweep.volume(self.states).ravel() == state)
+
     def count(self) -> None:
         """Count everything anew, after states were set in bulk."""
         tally = np.zeros(len(NAMES), np.int64)
