@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 import neuroshed
+from neuroshed.errors import WorkflowError
 from neuroshed.storage.journal import read_events, read_ledger
 from neuroshed.storage.ledger import positions_of
 from neuroshed.storage.locations import Location
@@ -90,14 +90,13 @@ def run_alone(case: Case, folder: Path, *extra: str) -> Alone:
         samples.append(bytes_of(output))
 
     try:
-        planned = place.start("plan", *settings, "--json")
-        assert planned.wait() == 0, place.told()
+        plan = neuroshed.plan("segment", settings[2::2])
         assert endure(place, output, settings, sample, lambda number: {}) == [0], place.told()
         assert place.wait_for_silence() == []
     finally:
         place.end()
     assert drafts(output) == drafts(place.folder / "temporary") == []
-    return Alone(output, json.loads(planned.text()), max(*samples, bytes_of(output)))
+    return Alone(output, plan, max(*samples, bytes_of(output)))
 
 
 def bytes_of(folder: Path, without: frozenset[str] = frozenset()) -> int:
@@ -174,21 +173,20 @@ def test_killed_again_and_again_also_while_it_drops_a_run_ends_as_one_left_alone
     # What is dropped was read by all, so that no death makes it come again.
     assert computed(output) == computed(sparse.folder) == planned_blocks(output)
     check_tidy(place, output)
-    check_finished(place, output)
+    check_finished(output)
 
 
-def check_finished(place: Place, output: Path) -> None:
-    """The commands agree that all is done, and change nothing."""
+def check_finished(output: Path) -> None:
+    """All that can be asked says that everything is done, and changes nothing."""
     before, done = contents(output), done_blocks(output)
-    shown = place.start("status", str(output), "--json")
-    assert shown.wait() == 0, place.told()
-    assert {json.loads(shown.text())[name] for name in ("status", "state")} == {"done"}
-    resumed = place.start("resume", str(output))
-    assert resumed.wait() == 0, place.told()
-    assert f"done: 0 blocks computed, {done} were done before" in resumed.text()
-    verified = place.start("verify", str(output))
-    assert verified.wait() == 2, place.told()
-    assert "cannot be verified: what predict, fragments, agglomerate, segment 0.5 wrote or read" in verified.text()
+    found = neuroshed.status(output)
+    assert (found["status"], found["state"]) == ("done", "done")
+    again = neuroshed.resume(output)
+    assert again["restored_blocks"] == sum(row["done"] for row in again["stages"].values()) == done
+    with pytest.raises(
+        WorkflowError, match="cannot be verified: what predict, fragments, agglomerate, segment 0.5 wrote"
+    ):
+        neuroshed.verify(output)
     assert contents(output) == before
     assert done_blocks(output) == done
 

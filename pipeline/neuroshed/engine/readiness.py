@@ -197,6 +197,12 @@ class Readiness:
         """The outputs of blocks that are done are deleted. Raises `ValueError` if a block is not done."""
         self._move(self._nodes[key], positions, DONE, DROPPED)
 
+    def passes(self, key: Key) -> bool:
+        """Whether outputs of a step, or some that it reads, are dropped as the sweep goes on: a single step reads them."""
+        node = self._nodes[key]
+        found = (node, *(link.target for link in node.upstream))
+        return any(step.droppable and len(step.readers) == 1 for step in found)
+
     def dropped(self) -> list[tuple[Key, Positions]]:
         """The blocks whose outputs are deleted or about to be, and not computed again."""
         return [(node.key, node.blocks.where(DROPPED)) for node in self._ordered if node.blocks.tally[DROPPED]]
