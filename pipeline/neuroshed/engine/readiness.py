@@ -198,7 +198,7 @@ class Readiness:
         self._move(self._nodes[key], positions, DONE, DROPPED)
 
     def passes(self, key: Key) -> bool:
-        """Whether outputs of a step, or some that it reads, are dropped as the sweep goes on: a single step reads them."""
+        """Whether outputs of a step, or some that it reads, are dropped as the sweep goes on: one step reads them."""
         node = self._nodes[key]
         found = (node, *(link.target for link in node.upstream))
         return any(step.droppable and len(step.readers) == 1 for step in found)
