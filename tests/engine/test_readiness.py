@@ -269,6 +269,9 @@ def test_a_dropped_block_is_run_again_if_it_is_wanted_and_counts_as_done_if_not(
     assert readiness.counts()["a"].done == 4
     assert readiness.start() == []
     assert readiness.counts()["b"].done == 2
+    assert {key: np.concatenate([*parts]).tolist() for key, parts in readiness.dropped()} == {
+        key: [0, 1] for key in CHAIN[:2]
+    }
     assert readiness.take(CHAIN[0], 9).tolist() == [2, 3]
 
 

@@ -282,7 +282,7 @@ def endure(
     poll = POLL_SECONDS if Location.of(output).is_local else BUCKET_POLL_SECONDS
     end = time.monotonic() + LONGEST_SECONDS
     while not codes or codes[-1]:
-        begun = (output / "workflow.yaml").exists() and (output / "plan.json").exists()
+        begun = codes and (output / "workflow.yaml").exists() and (output / "plan.json").exists()
         command = ["resume", str(output)] if begun else ["run", *settings]
         coordinator = place.start(*command, **orders(len(codes)))
         while coordinator.code is None:

@@ -1,8 +1,8 @@
 """Faults inside the processes of a run. Tests put this file on their PYTHONPATH as `sitecustomize.py` (`chaos.Place`).
 
 What is to happen stands in the JSON file that CHAOS_ORDERS names; without it nothing does. It patches the lowest layer
-that writes: drafts of files (`storage.files.replacing`), shards (zarr's `_put`), lines of the journal, and objects in
-buckets (obstore's `put` and uploads).
+that writes and deletes: drafts of files (`storage.files.replacing`), shards (zarr's `_put`), lines of the journal, the
+deletion of files, and objects in buckets (obstore's `put` and uploads).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from typing import Any
 Orders = dict[str, Any]
 """`log`: where deaths and faults are noted. `die`: ends of paths, in the first write of which the process dies.
 `before`, `after`: ends of names of objects, just before or just after the first put of which the process dies.
-`cut`: ends of paths whose first write is cut in half and said to be whole. `append`: the coordinator dies in its n-th
-write to the journal. `worker_rate`, `coordinator_rate`: share of their writes that go wrong, how by `seed`. `deadly`,
-`endless`: [kind of stage, index] of a block that kills its process, that never ends.
+`cut`: ends of paths whose first write is cut in half and said to be whole. `drop`: ends of paths, right before whose
+deletion the coordinator dies. `append`: the coordinator dies in its n-th write to the journal. `worker_rate`,
+`coordinator_rate`: share of their writes that go wrong, how by `seed`. `deadly`, `endless`: [kind of stage, index] of a
+block that kills its process, that never ends.
 """
 
 
@@ -224,6 +225,22 @@ def spoil_journal(orders: Orders, chance: Chance) -> None:
     journal._append = append
 
 
+def spoil_deletions(orders: Orders) -> None:
+    """Files of blocks that nothing reads any more, which the coordinator deletes."""
+    from neuroshed.storage.locations import _OnDisk
+
+    plain = _OnDisk.delete
+
+    def delete(self: Any) -> None:
+        path = self.local
+        if first(orders, path, "drop"):
+            note(orders, inside="drop", stage=stage_of(path), file=str(path))
+            die()
+        plain(self)
+
+    _OnDisk.delete = delete  # type: ignore[method-assign]
+
+
 def spoil_blocks(orders: Orders) -> None:
     """Blocks that never end well, whatever stage they are of."""
     from neuroshed.engine import worker
@@ -274,6 +291,7 @@ def main(file: str) -> None:
         spoil_objects(orders)
     if is_coordinator:
         spoil_journal(orders, chance)
+        spoil_deletions(orders)
     if "deadly" in orders or "endless" in orders:
         spoil_blocks(orders)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import neuroshed
@@ -38,12 +39,14 @@ class Storm:
         return bool(workers) and self._place.kill(victim, self._place.rng.choice(workers))
 
 
-def undisturbed(case: Case, folder: Path) -> Path:
+def undisturbed(
+    case: Case, folder: Path, *extra: str, watch: Callable[[Process, int], None] = lambda *now: None
+) -> Path:
     """The run of a case that nobody disturbs, in a folder."""
     place = Place(folder / "chaos", 0)
     output = place.folder / "run"
     try:
-        assert endure(place, output, case.settings(output, "local:2"), lambda *now: None, lambda number: {}) == [0]
+        assert endure(place, output, case.settings(output, "local:2", *extra), watch, lambda number: {}) == [0]
         assert place.wait_for_silence() == []
     finally:
         place.end()

@@ -186,6 +186,23 @@ def test_intermediates_that_should_have_gone_go(tmp_path: Path) -> None:
     assert neuroshed.clean(run)["finds"] == []
 
 
+def test_intermediates_that_a_crash_left_go_when_the_run_goes_on(tmp_path: Path) -> None:
+    def forget(*order: Any) -> None:
+        """The coordinator died before it deleted what it had noted as dropped, or noted its own end."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "drop", forget)
+        patch.setattr(Journal, "_end", forget)
+        neuroshed.run("stitch", settings(tmp_path, "keep=[segmentation]"))
+    run = tmp_path / "run"
+    left = [path for path in run.rglob("*.parquet") if not path.parts[-3].startswith("segment-")]
+    assert left
+    again = neuroshed.resume(run)
+    assert again["restored_blocks"] == sum(row["done"] for row in again["stages"].values())
+    assert not any(path.exists() for path in left)
+    assert neuroshed.clean(run)["finds"] == []
+
+
 def test_the_command_asks(run: Path) -> None:
     def call(*words: str, answer: str = "") -> Any:
         return CliRunner().invoke(main, ["clean", str(run), *words], input=answer)

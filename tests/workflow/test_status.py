@@ -268,6 +268,15 @@ def test_failures_that_are_not_told_are_counted(tmp_path: Path, monkeypatch: pyt
     assert text.count("Traceback") == 7
 
 
+def test_blocks_that_were_dropped_count_as_done(tmp_path: Path) -> None:
+    ran = neuroshed.run("stitch", settings(tmp_path, "keep=[segmentation]"))
+    found = neuroshed.status(tmp_path / "run")
+    assert (found["state"], found["status"]) == ("done", "done")
+    assert {name: row["done"] for name, row in found["stages"].items()} == {
+        name: row["blocks"] for name, row in ran["stages"].items()
+    }
+
+
 def test_what_is_left_beside_a_run(tmp_path: Path) -> None:
     summary = neuroshed.run("stitch", settings(tmp_path))
     run = tmp_path / "run"

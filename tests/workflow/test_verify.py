@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import neuroshed
 from neuroshed.cli import main
@@ -98,6 +98,25 @@ def test_what_is_not_done_is_named(summary: dict[str, Any], tmp_path: Path) -> N
         shutil.rmtree(folder)
     with pytest.raises(WorkflowError, match="has no finished stage to verify"):
         neuroshed.verify(tmp_path / "run")
+
+
+def test_what_was_not_kept_is_named(image: Path, model: Path, tmp_path: Path) -> None:
+    def verified(keep: str) -> Result:
+        output = tmp_path / keep
+        given = [f"image={image}", f"model={model}", f"output={output}", "block_shape=[16,16,16]", "thresholds=[0.5]"]
+        neuroshed.run("segment", [*given, f"keep=[{keep}]", "cluster=in-process:2"])
+        return CliRunner().invoke(main, ["verify", str(output), "--blocks", "1"])
+
+    some = verified("segmentation,merges")
+    assert some.exit_code == 0
+    assert "verify segment 0.5 paint: 1 blocks equal" in some.stdout
+    left_out = [line for line in some.stdout.splitlines() if line.startswith("not verified")]
+    assert left_out == [
+        f"not verified, since what it wrote or read was not kept: {s}" for s in ("predict", "fragments")
+    ]
+    none = verified("segmentation")
+    assert none.exit_code == 2
+    assert "cannot be verified: what predict, fragments, agglomerate, segment 0.5 wrote or read" in none.stderr
 
 
 def test_columns_differ_in_name_type_or_value(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ says so on disk; only then do the blocks that read it become ready.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,10 @@ class Books:
         seconds = max(JOB_SECONDS, threads / JOBS_PER_SECOND)
         # The last blocks are shared among all workers.
         share = -(-ready // max(threads, 1))
+        if self.readiness.passes(key):
+            # However quick blocks are, two jobs a thread are two layers at most of what is not kept.
+            counts = self._grids[key].counts
+            share = min(share, math.prod(counts) // max(counts) // max(threads, 1))
         return max(min(int(seconds / max(mean, 1e-6)), MAX_BLOCKS_PER_JOB, share), 1)
 
     def _done(self, work: Work, report: Report) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from neuroshed.engine.attempts import FailureOptions
 from neuroshed.engine.books import Books
 from neuroshed.engine.clusters import ClusterConfig, Connection, connect
 from neuroshed.engine.control import Control, Wish
+from neuroshed.engine.discarding import Discarding
 from neuroshed.engine.progress import Failure, Progress, Watcher
 from neuroshed.engine.readiness import Key, Positions, Readiness
 from neuroshed.engine.session import Orders, SchedulerLostError, Session
@@ -28,7 +28,6 @@ from neuroshed.storage.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-DELETING_THREADS = 4
 RECONNECT_SECONDS = 2.0
 """Between two tries to reach a scheduler that is gone."""
 
@@ -112,18 +111,15 @@ def execute(journal: Journal, stages: Sequence[Stage], options: Options) -> Prog
     readiness, progress, droppable = restore(journal.ledger, stages, options.droppable)
     _set_aside(readiness, progress, stages, options.again)
     options.watch(progress)
-    if _was_killed(journal.ledger):
+    killed = _was_killed(journal.ledger)
+    if killed:
         _remove_drafts(stages)
-    by_fingerprint = {stage.fingerprint: stage for stage in stages}
-    with ThreadPoolExecutor(DELETING_THREADS, "discard") as deleting:
-
-        def discard(key: Key, positions: Positions) -> None:
-            stage = by_fingerprint[key[0]]
-            grid = next(step.grid for step in stage.steps if step.name == key[1])
-            for position in positions.tolist():
-                deleting.submit(stage.drop, key[1], grid.index(position))
-
-        books = Books(journal, stages, readiness, progress, options.failures, discard)
+    with Discarding(stages) as discarding:
+        books = Books(journal, stages, readiness, progress, options.failures, discarding.discard)
+        if killed:
+            # The journal says that outputs are dropped before they are deleted, so some of them may still stand.
+            for key, dropped in readiness.dropped():
+                discarding.finish(key, dropped)
         books.discard(droppable)
         if not progress.finished:
             _work(books, stages, options)

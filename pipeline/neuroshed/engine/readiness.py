@@ -9,7 +9,7 @@ What is held is 2 bytes a block, 3 of a droppable step, as long as no block touc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -196,6 +196,16 @@ class Readiness:
     def drop(self, key: Key, positions: Positions) -> None:
         """The outputs of blocks that are done are deleted. Raises `ValueError` if a block is not done."""
         self._move(self._nodes[key], positions, DONE, DROPPED)
+
+    def passes(self, key: Key) -> bool:
+        """Whether outputs of a step, or some that it reads, are dropped as the sweep goes on: one step reads them."""
+        node = self._nodes[key]
+        found = (node, *(link.target for link in node.upstream))
+        return any(step.droppable and len(step.readers) == 1 for step in found)
+
+    def dropped(self) -> list[tuple[Key, Iterator[Positions]]]:
+        """The blocks whose outputs are deleted or about to be, and not computed again, some at a time."""
+        return [(node.key, node.blocks.where(DROPPED)) for node in self._ordered if node.blocks.tally[DROPPED]]
 
     def retry(self, key: Key, positions: Positions) -> None:
         """Put running blocks back among the ready ones. Raises `ValueError` if a block is not running."""

@@ -49,6 +49,12 @@ class States:
         np.copyto(self.sweep.volume(self.states), np.uint8(state), where=rows.reshape(self.sweep.counts))
         self.count()
 
+    def where(self, state: int) -> Iterator[Positions]:
+        """The blocks in a state, in raster order, layer by layer."""
+        for z, layer in enumerate(self.sweep.volume(self.states)):
+            if (found := np.flatnonzero(layer.ravel() == state)).size:
+                yield found + z * layer.size
+
     def count(self) -> None:
         """Count everything anew, after states were set in bulk."""
         tally = np.zeros(len(NAMES), np.int64)

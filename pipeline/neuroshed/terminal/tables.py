@@ -62,6 +62,8 @@ def print_verified(summary: dict[str, Any]) -> None:
         console.print(f"{title}: {row['done']:,} blocks equal", highlight=False)
     for title in summary["unfinished"]:
         console.print(f"not verified, since it is not done: {title}", highlight=False)
+    for title in summary["dropped"]:
+        console.print(f"not verified, since what it wrote or read was not kept: {title}", highlight=False)
 
 
 def print_scores(scores: dict[str, dict[str, Any]]) -> None:

@@ -16,16 +16,12 @@ from pathlib import Path
 from neuroshed.engine.coordinator import restore
 from neuroshed.errors import WorkflowError
 from neuroshed.stages.base import Stage, Step
-from neuroshed.stages.segment import Segment
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.ledger import Ledger, runs_of
 from neuroshed.storage.locations import Location
-from neuroshed.workflow.config import parse, read_yaml
-from neuroshed.workflow.folder import WORKFLOW_FILE
-from neuroshed.workflow.plan import Plan
 from neuroshed.workflow.provenance import user
-from neuroshed.workflow.run import planned_stages
+from neuroshed.workflow.run import planned_droppable, planned_stages
 from neuroshed.workflow.summary import Summary
 
 STAGE_FILE = "stage.json"
@@ -182,10 +178,7 @@ def _intermediates(run_folder: Location, stages: Sequence[Stage], ledger: Ledger
     """Outputs of steps that the workflow does not keep: blocks that no undone block reads, and those that were to be
     deleted when their coordinator died.
     """
-    file = str(run_folder / WORKFLOW_FILE)
-    workflow = parse(read_yaml(file), file)
-    segments = tuple(stage for stage in stages if isinstance(stage, Segment))
-    droppable = Plan(workflow, run_folder, segments).droppable
+    droppable = planned_droppable(run_folder, stages)
     _, progress, found = restore(ledger, stages, droppable)
     unread = dict(found)
     for stage in stages:

@@ -100,10 +100,20 @@ class Plan:
         total = sum(stage.output_bytes for stage in self.stages)
         source = self.fragments.source
         if isinstance(source, Predict) and (source.fingerprint, "") in self.droppable:
-            # Blocks are done in sweeps along the longest axis, and read one block beyond.
-            frontier = FRONTIER_LAYERS * len(source.grid) // max(source.grid.counts)
-            total -= source.output_bytes * max(len(source.grid) - frontier, 0) // len(source.grid)
+            behind = max(len(source.grid) - frontier_blocks(source.grid.counts), 0)
+            total -= source.output_bytes * behind // len(source.grid)
         return total
+
+
+def frontier_blocks(counts: Vec) -> int:
+    """The most blocks of predicted affinities that stand at a time if they are not kept, with no more threads than a
+    cross-section has blocks.
+
+    Blocks are done in sweeps along the longest axis and read one block beyond; its corners reach one row and one block
+    further on both sides.
+    """
+    _, row, layers = sorted(counts)
+    return FRONTIER_LAYERS * math.prod(counts) // layers + 2 * (row + 1)
 
 
 def droppable_steps(stages: Sequence[Stage], keep: Collection[str]) -> set[tuple[str, str]]:

@@ -14,6 +14,7 @@ import yaml
 from neuroshed.engine.control import Wish
 from neuroshed.engine.coordinator import Options, execute, ordered, restore
 from neuroshed.engine.progress import Failure, Progress
+from neuroshed.engine.readiness import Key
 from neuroshed.errors import InputError, RunFailedError, RunStoppedError, StorageFullError, WorkflowError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
@@ -25,7 +26,7 @@ from neuroshed.storage.locations import Location
 from neuroshed.storage.models import load_model
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.folder import MODEL_CARD_FILE, PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE
-from neuroshed.workflow.plan import Plan, make_plan
+from neuroshed.workflow.plan import Plan, droppable_steps, make_plan
 from neuroshed.workflow.provenance import user
 from neuroshed.workflow.sessions import attended
 from neuroshed.workflow.summary import Summary, failure_text, stopped_text, summarise
@@ -202,6 +203,12 @@ def planned_stages(run_folder: Location) -> list[Stage]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); {again}") from error
     return ordered([parse_stage(json.dumps(value), file) for value in values])
+
+
+def planned_droppable(run_folder: Location, stages: Sequence[Stage]) -> set[Key]:
+    """Those steps of a run's stages whose outputs its workflow does not keep."""
+    file = str(run_folder / WORKFLOW_FILE)
+    return droppable_steps(stages, parse(read_yaml(file), file).keep)
 
 
 def _moved(values: Any, run_folder: str) -> Any:

@@ -16,7 +16,7 @@ from neuroshed.storage.locations import Location
 from neuroshed.workflow.folder import PLAN_FILE, is_run
 from neuroshed.workflow.live import Snapshot, read_live
 from neuroshed.workflow.logs import log_place
-from neuroshed.workflow.run import planned_stages
+from neuroshed.workflow.run import planned_droppable, planned_stages
 from neuroshed.workflow.summary import Summary, history, summarise
 
 FOLLOW_SECONDS = 2.0
@@ -26,7 +26,7 @@ def recorded(run_folder: Location) -> Summary:
     """The summary from the journal alone, with when the run `started` and how its last session `ended`, if it did."""
     stages = planned_stages(run_folder)
     ledger = read_ledger(run_folder)
-    _, progress, _ = restore(ledger, stages)
+    _, progress, _ = restore(ledger, stages, planned_droppable(run_folder, stages))
     return summarise(run_folder, stages, progress) | history(ledger)
 
 

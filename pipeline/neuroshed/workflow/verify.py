@@ -18,7 +18,7 @@ from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.folder import WORKFLOW_FILE
-from neuroshed.workflow.run import planned_stages, run_stages
+from neuroshed.workflow.run import planned_droppable, planned_stages, run_stages
 from neuroshed.workflow.summary import Summary
 
 
@@ -31,36 +31,32 @@ def verify(
 ) -> Summary:
     """Compute `blocks` blocks of each step of the run again (None: all), picked by `seed`, and compare.
 
-    Stages that are not done are left out and listed as `unfinished`, and so are those of which outputs were dropped, or
-    outputs that they read. Raises `RunFailedError` if any block differs or
-    cannot be computed again, `WorkflowError` if no stage is done.
+    Stages that are not done are left out and listed as `unfinished`; those of which outputs were dropped, or outputs
+    that they read, as `dropped`. Raises `RunFailedError` if any block differs or cannot be computed again,
+    `WorkflowError` if nothing is left to verify.
     """
     stages = planned_stages(run_folder)
     ledger = read_ledger(Location.of(run_folder))
-    _, progress, _ = restore(ledger, stages)
+    _, progress, _ = restore(ledger, stages, planned_droppable(run_folder, stages))
     dropped = {
         stage.fingerprint
         for stage in stages
         if any(ledger.dropped(stage.fingerprint, step.name, step.grid).any() for step in stage.steps)
     }
-    finished = [
-        stage
-        for stage in stages
-        if stage.steps
-        and _done(stage, progress.stages)
-        and dropped.isdisjoint(read.fingerprint for read in (stage, *stage.upstream))
-    ]
-    unfinished = [stage.title for stage in stages if stage.steps and stage not in finished]
-    if not finished:
-        raise WorkflowError(
-            f"run {run_folder} has no finished stage to verify; `neuroshed resume {run_folder}` goes on"
-        )
+    done = [stage for stage in stages if stage.steps and _done(stage, progress.stages)]
+    whole = [stage for stage in done if dropped.isdisjoint(read.fingerprint for read in (stage, *stage.upstream))]
+    left_out = {
+        "unfinished": [stage.title for stage in stages if stage.steps and stage not in done],
+        "dropped": [stage.title for stage in done if stage not in whole],
+    }
+    if not whole:
+        raise WorkflowError(_nothing(run_folder, left_out))
     rng = random.Random(seed)
     # In the run folder, since workers must see it.
     scratch = run_folder / f"verify-{uuid.uuid4().hex[:12]}"
     checks = [
         Verify(run_folder=scratch, target=stage, step=step.name, picked=_picked(step, blocks, rng))
-        for stage in finished
+        for stage in whole
         for step in stage.steps
     ]
     file = run_folder / WORKFLOW_FILE
@@ -69,7 +65,7 @@ def verify(
         again = f"`neuroshed verify {run_folder}` checks again"
         summary = run_stages(scratch, checks, Options(cluster=used, watch=watch), again=again)
     except RunFailedError as error:
-        error.summary = (error.summary or {}) | {"run": str(run_folder), "unfinished": unfinished}
+        error.summary = (error.summary or {}) | {"run": str(run_folder), **left_out}
         raise
     finally:
         with suppress(OSError):
@@ -78,9 +74,18 @@ def verify(
         "run": str(run_folder),
         "status": "equal",
         "stages": summary["stages"],
-        "unfinished": unfinished,
+        **left_out,
         "wall_seconds": summary["wall_seconds"],
     }
+
+
+def _nothing(run_folder: Location, left_out: dict[str, list[str]]) -> str:
+    if left_out["dropped"]:
+        return (
+            f"run {run_folder} cannot be verified: what {', '.join(left_out['dropped'])} wrote or read was deleted, as "
+            "its `keep` says; a run that keeps merges and affinities can"
+        )
+    return f"run {run_folder} has no finished stage to verify; `neuroshed resume {run_folder}` goes on"
 
 
 def _done(stage: Stage, counts: dict[str, Counts]) -> bool:
