@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import pytest
 from distributed import Client, LocalCluster
 
+from neuroshed.engine import watchdog
 from neuroshed.engine.clusters import ClusterConfig, connect
 
 JOBS = 30
@@ -37,3 +40,23 @@ def test_jobs_leave_nothing_in_a_scheduler_that_is_not_ours() -> None:
         with connect(ClusterConfig(kind="address", address=cluster.scheduler_address)) as connection:
             do_jobs(connection.client)
         assert kept(cluster) == 0
+
+
+def test_worker_processes_have_their_own_environment_and_this_one_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As an earlier run in this process might have left it, and as clusters often set it.
+    monkeypatch.setenv(watchdog.FAULTS, "/gone")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv(watchdog.WORKER, raising=False)
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    monkeypatch.delenv("__DASK_PARENT_PID", raising=False)
+    before = dict(os.environ)
+    for _ in range(2):
+        with connect(ClusterConfig(kind="local", workers=1)) as connection:
+            (told,) = connection.client.run(lambda: dict(os.environ)).values()
+            assert not watchdog.is_worker()
+            assert told[watchdog.FAULTS] == str(connection.faults)
+            assert (told[watchdog.WORKER], told["OMP_NUM_THREADS"]) == ("1", "1")
+        # Dask's own note of the number of this process.
+        assert {name: value for name, value in os.environ.items() if name != "__DASK_PARENT_PID"} == before

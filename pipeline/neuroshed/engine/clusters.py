@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from neuroshed.engine import watchdog
 from neuroshed.engine.control import deaf_to_interrupts
 from neuroshed.engine.dispatch import Worker
 from neuroshed.engine.scratch import scratch_folder
@@ -130,6 +131,8 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
         processes = config.kind == "local"
         workers = config.workers or os.cpu_count() or 1
         with ExitStack() as stack:
+            if processes:
+                stack.enter_context(_environment(WORKER_ENVIRONMENT))
             # A terminal sends Ctrl-C to all processes of a command. Workers have to finish what they are at.
             with deaf_to_interrupts():
                 cluster = stack.enter_context(_started(workers, processes, scratch, memory))
@@ -146,6 +149,7 @@ def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
     from distributed import LocalCluster
     from distributed.security import Security
 
+    started_as = {"env": {watchdog.WORKER: "1", watchdog.FAULTS: str(scratch)}}
     for attempt in range(1, STARTS + 1):
         try:
             return LocalCluster(
@@ -160,6 +164,7 @@ def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
                 local_directory=str(scratch),
                 memory_limit=memory,
                 silence_logs=50,
+                **(started_as if processes else {}),
             )
         except RuntimeError as error:
             if attempt == STARTS:
@@ -188,11 +193,28 @@ def _settings(scratch: str) -> dict[str, Any]:
         # Pages about the cluster would be open to every user of this machine.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT
-        | {"NEUROSHED_WORKER": "1", "NEUROSHED_FAULTS": scratch},
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
         # In-process workers take their folder from here alone.
         "temporary-directory": scratch,
     }
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for worker processes, some of which read them before Python starts.
+
+    Nannies set what they are told in this process too and leave it there, but give way to what is there already.
+    """
+    before = {name: os.environ.get(name) for name in (*values, "PYTHONHASHSEED")}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _client_of(address: str | None) -> Any:
