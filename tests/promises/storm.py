@@ -1,4 +1,4 @@
-"""Deaths at seeded instants of a run, and what must be true once it has come through: for the tests `test_chaos...`."""
+"""Deaths at seeded instants of a run, and what must be true once it has come through: for tests of faults."""
 
 from __future__ import annotations
 
