@@ -21,7 +21,7 @@ from neuroshed.errors import InputError
 from neuroshed.geometry import Grid
 from neuroshed.storage.files import sync_path
 from neuroshed.storage.formats import format_event
-from neuroshed.storage.lease import FOLDER, PACE, Lease, Pace
+from neuroshed.storage.lease import FOLDER, Lease, Pace
 from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import delete_all
@@ -54,7 +54,7 @@ class Journal:
     raises `LeaseLostError` once another writer took over.
     """
 
-    def __init__(self, run_folder: Location | Path | str, name: str = "neuroshed", pace: Pace = PACE) -> None:
+    def __init__(self, run_folder: Location | Path | str, name: str = "neuroshed", pace: Pace | None = None) -> None:
         self.run_folder = Location.of(run_folder)
         self.ledger = Ledger()
         """What all events add up to, those included that are not yet durable."""

@@ -63,8 +63,8 @@ class Lease:
     `WorkflowError` if the run is being worked on.
     """
 
-    def __init__(self, run_folder: Location, name: str, pace: Pace = PACE) -> None:
-        self.run_folder, self.pace = run_folder, pace
+    def __init__(self, run_folder: Location, name: str, pace: Pace | None = None) -> None:
+        self.run_folder, self.pace = run_folder, pace or PACE
         self.holder = Holder.here(name)
         self.epoch = 0
         """Grows with every holder, and when a holder slept for long."""
