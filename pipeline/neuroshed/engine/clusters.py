@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,10 +28,10 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
 }
-
-
 STARTS = 3
 """Tries to start local workers, which may be killed meanwhile."""
+ANSWER_SECONDS = 0.2
+"""Between looks at whether a scheduler that was asked something is still there."""
 
 
 class ClusterConfig(BaseModel):
@@ -87,9 +88,7 @@ class Connection:
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of each worker, by address; raises OSError if it is gone."""
-        info = self.client.scheduler_info(n_workers=-1)
-        if self.client.status != "running":
-            raise OSError(f"no connection to the Dask scheduler (client is {self.client.status})")
+        info = self.client.sync(_identity, self.client)
         found: dict[str, dict[str, Any]] = info["workers"]
         return found
 
@@ -104,6 +103,20 @@ class Connection:
             gpus=info.get("resources", {}).get("GPU", 0.0),
             pool="shared" if shared else "",
         )
+
+
+async def _identity(client: Any) -> Any:
+    """What the scheduler says of itself; `Client.scheduler_info` waits half a minute for one that is gone."""
+    asked = asyncio.ensure_future(client.scheduler.identity(n_workers=-1)) if client.scheduler is not None else None
+    try:
+        while client.status == "running" and asked is not None:
+            done, _ = await asyncio.wait({asked}, timeout=ANSWER_SECONDS)
+            if done:
+                return asked.result()
+        raise OSError(f"no connection to the Dask scheduler (client is {client.status})")
+    finally:
+        if asked is not None and not asked.done():
+            asked.cancel()
 
 
 @contextmanager
