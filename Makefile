@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/neuroshed demo --output demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal -m "not system"
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --durations=25 -m "not system"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -20,10 +20,11 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test-system: $(READY)
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest --durations=25 -m system
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/stitch.py
+	$(BIN)/python benchmarks/engine.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "neuroshed needs Python >= 3.11, this is " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
