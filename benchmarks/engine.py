@@ -12,6 +12,7 @@ much of the workers' time was spent inside stages.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -55,28 +56,37 @@ def coordinate(folder: Path, side: int, workers: int, out: Connection) -> None:
         stage = Empty(run_folder=folder, number=number, counts=(side, side, side), before=stage)
     assert stage is not None
 
+    def say(progress: Any) -> None:
+        done = sum(count.done for count in progress.stages.values())
+        out.send((time.perf_counter() - begin, done, process.memory_info().rss, size_of(folder / "journal")))
+
     def told(books: Any, connection: Any, found: Any) -> None:
-        done = sum(count.done for count in books.progress.stages.values())
-        out.send((time.perf_counter() - begin, done, process.memory_info().rss))
+        say(books.progress)
 
     preload = {"distributed.worker.preload": [str(HERE / "empty.py")]}
     cluster = ClusterConfig(kind="local", workers=workers)
     with dask.config.set(preload), Journal(Location.of(folder)) as journal:
         failures = FailureOptions(on_failure="stop")
-        progress = execute(journal, ordered([stage]), Options(cluster=cluster, failures=failures, tick=told))
-        out.send(
-            (time.perf_counter() - begin, sum(c.done for c in progress.stages.values()), process.memory_info().rss)
-        )
+        say(execute(journal, ordered([stage]), Options(cluster=cluster, failures=failures, tick=told)))
 
 
-def follow(folder: Path, side: int, workers: int, kill_at: int | None) -> list[tuple[float, int, int]]:
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder, some of which may go meanwhile."""
+    total = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def follow(folder: Path, side: int, workers: int, kill_at: int | None) -> list[tuple[float, int, int, int]]:
     """What a coordinator said until its end, or until it was killed with so many blocks done."""
     here, there = multiprocessing.Pipe(duplex=False)
     # Not a daemon: it has workers of its own.
     process = multiprocessing.get_context("spawn").Process(target=coordinate, args=(folder, side, workers, there))
     process.start()
     there.close()
-    said: list[tuple[float, int, int]] = []
+    said: list[tuple[float, int, int, int]] = []
     try:
         while True:
             said.append(here.recv())
@@ -122,12 +132,12 @@ def empty_blocks(side: int, workers: int) -> dict[str, Any]:
     try:
         first = follow(folder, side, workers, int(KILLED_AT * total))
         second = follow(folder, side, workers, None)
-        journal = sum(file.stat().st_size for file in (folder / "journal").iterdir())
+        left = size_of(folder / "journal")
     finally:
         shutil.rmtree(folder)
     if second[-1][1] != total:
         raise SystemExit(f"{second[-1][1]} of {total} blocks are done")
-    times, done, memory = (np.array(column, float) for column in zip(*second, strict=True))
+    times, done, memory, journal = (np.array(column, float) for column in zip(*second, strict=True))
     # The first tick is the moment at which workers are there and jobs go out.
     half = times.size // 2
     slope = np.polyfit(done[half:], memory[half:], 1)[0] if times.size - half > 2 else float("nan")
@@ -140,7 +150,8 @@ def empty_blocks(side: int, workers: int) -> dict[str, Any]:
         "peak_bytes": max(memory.max(), max(row[2] for row in first)),
         "start_bytes": memory[0],
         "bytes_per_block_slope": slope,
-        "journal_bytes": journal,
+        "journal_bytes": max(journal.max(), max(row[3] for row in first)),
+        "journal_bytes_left": left,
     }
 
 
@@ -150,7 +161,7 @@ def on_paper(found: dict[str, Any]) -> list[str]:
     return [
         f"100 million blocks x {STAGES} on paper: {blocks / found['blocks_per_s'] / 3600:.0f} h of coordinator, "
         f"{(found['start_bytes'] + 3 * blocks) / 1e9:.1f} GB (3 bytes a block: state, needs, journal), "
-        f"journal at most {found['journal_bytes'] / found['blocks'] * blocks / 1e9:.1f} GB between compactions"
+        f"journal at most {found['journal_bytes'] / found['blocks'] * blocks / 1e9:.1f} GB if it were never compacted"
     ]
 
 
@@ -202,7 +213,9 @@ def engine_alone(options: argparse.Namespace) -> dict[str, Any]:
         f"{found['ready_again_s']:.1f} s"
     )
     print(
-        f"  journal {found['journal_bytes'] / 1e6:.1f} MB, {found['journal_bytes'] / found['blocks']:.1f} bytes a block"
+        f"  journal at most {found['journal_bytes'] / 1e6:.1f} MB, "
+        f"{found['journal_bytes'] / found['blocks']:.1f} bytes a block; "
+        f"{found['journal_bytes_left'] / 1e3:.1f} KB when all was done"
     )
     print("\n".join(on_paper(found)))
     return found | {"peer": peer}

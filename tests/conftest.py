@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import threading
 import urllib.request
@@ -17,6 +18,10 @@ from neuroshed.storage.locations import Location
 # Tests are never timed (the first call of a kernel compiles it), and leave no files behind.
 settings.register_profile("neuroshed", deadline=None, database=None)
 settings.load_profile("neuroshed")
+
+# What a shell without job control starts in the background ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
