@@ -20,7 +20,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test-system: $(READY)
-	$(BIN)/python -m pytest --durations=25 -m system
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --durations=25 -m system
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/stitch.py

@@ -16,7 +16,7 @@ from neuroshed.storage.volumes import create_volume, open_volume
 from ..promises.chunks import random_affinities, write_affinities
 
 SHAPE = (9, 12, 14)
-BLOCKS = ((9, 12, 14), (4, 6, 5), (3, 12, 2))
+BLOCKS = ((9, 12, 14), (4, 6, 5), (3, 12, 5))
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def settings(affinities: Path, output: Path, *extra: str) -> list[str]:
         "fragments.small=4",
         "fragments.dust=0",
         "thresholds=[0.5]",
+        "failures.backoff_seconds=0",
         *extra,
     ]
     return [word for text in given for word in ("--set", text)]

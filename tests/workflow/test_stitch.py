@@ -48,6 +48,15 @@ def labels(summary: dict[str, Any]) -> np.ndarray:
     return volume.read(volume.box)
 
 
+@pytest.fixture(scope="module")
+def plain(affinities: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """The segmentation of affinities that are stored as ours."""
+    folder = tmp_path_factory.mktemp("plain")
+    found = labels(run(store(folder / "plain.zarr", affinities), folder / "run"))
+    assert np.unique(found).size > 10
+    return found
+
+
 def at_lower_voxel(found: np.ndarray) -> np.ndarray:
     return np.stack([np.roll(found[axis], -1, axis) for axis in range(3)])
 
@@ -69,10 +78,8 @@ def at_lower_voxel(found: np.ndarray) -> np.ndarray:
     ],
 )
 def test_every_convention_gives_the_same(
-    convention: str, stored: Store, affinities: np.ndarray, tmp_path: Path
+    convention: str, stored: Store, affinities: np.ndarray, plain: np.ndarray, tmp_path: Path
 ) -> None:
-    plain = labels(run(store(tmp_path / "plain.zarr", affinities), tmp_path / "plain"))
-    assert np.unique(plain).size > 10
     given = store(tmp_path / "given.zarr", np.ascontiguousarray(stored(affinities)))
     found = labels(run(given, tmp_path / "run", f"convention={convention}"))
     np.testing.assert_array_equal(found, plain)
