@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
 
-from neuroshed.engine import watchdog
+from neuroshed.engine import clusters, watchdog
 from neuroshed.engine.clusters import ClusterConfig, connect
 
 JOBS = 30
@@ -60,3 +61,31 @@ def test_worker_processes_have_their_own_environment_and_this_one_keeps_its_own(
             assert (told[watchdog.WORKER], told["OMP_NUM_THREADS"]) == ("1", "1")
         # Dask's own note of the number of this process.
         assert {name: value for name, value in os.environ.items() if name != "__DASK_PARENT_PID"} == before
+
+
+def test_a_client_that_cannot_be_closed_sinks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CLOSE_SECONDS", 0.1)
+
+    async def forever(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(1000)
+
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        with connect(ClusterConfig(kind="address", address=cluster.scheduler_address)) as connection:
+            do_jobs(connection.client)
+            thread = connection.client._loop_runner._loop_thread._thread
+            assert thread.is_alive()
+            monkeypatch.setattr(connection.client, "_close", forever)
+        thread.join(10)
+        assert not thread.is_alive()
+        assert connection.client.status == "closed"
+
+
+def test_jobs_of_a_closed_connection() -> None:
+    with connect(ClusterConfig(kind="in-process", workers=1)) as connection:
+        (worker,) = connection.workers()
+        future = connection.submit(abs, -2, ("job", 1), worker)
+        assert future.result(timeout=60) == 2
+        connection.client.close()
+        connection.cancel(future)
+        with pytest.raises(OSError, match="no connection to the Dask scheduler"):
+            connection.submit(abs, -2, ("job", 2), worker)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from neuroshed.engine.control import deaf_to_interrupts
 from neuroshed.engine.dispatch import Worker
 from neuroshed.engine.scratch import scratch_folder
 from neuroshed.errors import RunFailedError, WorkflowError
+
+log = logging.getLogger(__name__)
 
 # Of local worker processes. One thread each, unless a stage asks torch for more. Activations of a network are tens of
 # megabytes, which malloc would give back to the system and fault in anew at every layer: half of the time of a
@@ -30,6 +33,8 @@ WORKER_ENVIRONMENT = {
 }
 STARTS = 3
 """Tries to start local workers, which may be killed meanwhile."""
+CLOSE_SECONDS = 5.0
+"""For a client to take its leave of the scheduler, which may be gone."""
 ANSWER_SECONDS = 0.2
 """Between looks at whether a scheduler that was asked something is still there."""
 
@@ -92,6 +97,22 @@ class Connection:
         found: dict[str, dict[str, Any]] = info["workers"]
         return found
 
+    def submit(self, function: Callable[[Any], Any], job: Any, key: tuple[str | int, ...], worker: str) -> Any:
+        """A `distributed.Future` of a function of a job at one worker; raises OSError if the connection is closed."""
+        from distributed.client import ClosedClientError
+
+        try:
+            return self.client.submit(function, job, key=key, workers=[worker], pure=False)
+        except ClosedClientError as error:
+            raise OSError(f"no connection to the Dask scheduler (client is {self.client.status})") from error
+
+    def cancel(self, future: Any) -> None:
+        """Take a job back, also if it has begun. A scheduler that is gone has forgotten its jobs anyway."""
+        from distributed.client import ClosedClientError
+
+        with suppress(ClosedClientError):
+            future.cancel(force=True)
+
     def described(self, address: str, info: dict[str, Any]) -> Worker:
         """A worker as jobs are given to it."""
         shared = self.memory_bytes
@@ -128,14 +149,12 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
     Raises `WorkflowError` if a given scheduler does not answer or has no workers.
     """
     import dask
-    from distributed import Client
     from distributed.system import MEMORY_LIMIT
 
     memory = int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
     with scratch_folder() as scratch, dask.config.set(_settings(str(scratch))):
         if config.kind == "address":
-            with _client_of(config.address) as client:
-                _keep_no_records(client)
+            with _client(config.address) as client:
                 connection = Connection(client, 0, None, True)
                 if not connection.workers():
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
@@ -152,8 +171,7 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
             # Nobody needs its pages.
             for server in (cluster.scheduler, *(() if processes else cluster.workers.values())):
                 cluster.loop.add_callback(server.http_server.stop)
-            client = stack.enter_context(Client(cluster, set_as_default=False))
-            _keep_no_records(client)
+            client = stack.enter_context(_client(cluster))
             yield Connection(client, memory, scratch if processes else None, processes)
 
 
@@ -230,23 +248,44 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _client_of(address: str | None) -> Any:
+@contextmanager
+def _client(scheduler: Any) -> Iterator[Any]:
+    """A client of a cluster or of a scheduler's address, closed at the end; raises `WorkflowError` if none answers."""
     from distributed import Client
 
     # A client that could not start has to be closed, else the process waits a minute for it at its end. Called as
     # usual, the constructor would leave nothing to close.
     client = Client.__new__(Client)
     try:
-        client.__init__(address, timeout="30s", set_as_default=False)
+        client.__init__(scheduler, timeout="30s", set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        client.close(timeout=2)
+        _close(client)
         # The last two are addresses that make no sense, and TLS without certificates.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WorkflowError(
-            f"no Dask scheduler can be reached at {address} ({reason}); "
+            f"no Dask scheduler can be reached at {scheduler} ({reason}); "
             "check the address and the TLS settings of Dask's configuration"
         ) from error
-    return client
+    _keep_no_records(client)
+    try:
+        yield client
+    finally:
+        _close(client)
+
+
+def _close(client: Any) -> None:
+    """Close a client within seconds, whatever became of its scheduler.
+
+    One that loses its scheduler while it connects anew may wait for ever for messages of the old connection. It is then
+    left as it is, and its loop is stopped.
+    """
+    try:
+        client.close(timeout=CLOSE_SECONDS)
+    except OSError as error:
+        log.info("the connection to the scheduler was not closed in order (%s: %s)", type(error).__name__, error)
+        client.status = "closed"
+        with suppress(OSError):
+            client._loop_runner.stop(timeout=CLOSE_SECONDS)
 
 
 def _keep_no_records(client: Any) -> None:

@@ -117,9 +117,11 @@ class Session:
                 file, digest, work.key[1], work.positions, self.orders.seconds, self.orders.verify_writes, check=True
             )
             # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
-            future = self.connection.client.submit(
-                run_job, job, key=("neuroshed", self._name, self._number), workers=[address], pure=False
-            )
+            try:
+                future = self.connection.submit(run_job, job, ("neuroshed", self._name, self._number), address)
+            except OSError as error:
+                self.books.back(work)
+                raise SchedulerLostError(str(error)) from error
             host = next(worker.host for worker in self.windows.workers if worker.address == address)
             self._sent[self._number] = _Sent(work, demand, future, address, host)
             self.windows.add(self._number, address, demand, work.alone)
@@ -266,13 +268,12 @@ class Session:
         numbers = [number for number in self._sent if not self.windows.at_work(number)]
         for sent in [self._forget(number) for number in numbers]:
             if sent is not None:
-                sent.future.cancel(force=True)
+                self.connection.cancel(sent.future)
                 self.books.back(sent.work)
 
     def _leave(self) -> None:
         for number in list(self._sent):
             sent = self._forget(number)
             if sent is not None:
+                self.connection.cancel(sent.future)
                 self.books.back(sent.work)
-                if self.connection.client.status == "running":
-                    sent.future.cancel(force=True)
