@@ -104,9 +104,12 @@ def follow(folder: Path, side: int, workers: int, kill_at: int | None) -> list[t
 
 def plain_dask(blocks: int, workers: int) -> dict[str, float]:
     """The same chain as one graph of Dask tasks, each needing the one before it."""
+    import dask
     from distributed import Client, LocalCluster
 
     with (
+        tempfile.TemporaryDirectory(prefix="neuroshed-engine-") as folder,
+        dask.config.set({"temporary-directory": folder}),
         LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as one,
         Client(one, set_as_default=False) as client,
     ):

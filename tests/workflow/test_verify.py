@@ -104,7 +104,11 @@ def test_what_was_not_kept_is_named(image: Path, model: Path, tmp_path: Path) ->
     def verified(keep: str) -> Result:
         output = tmp_path / keep
         given = [f"image={image}", f"model={model}", f"output={output}", "block_shape=[16,16,16]", "thresholds=[0.5]"]
-        neuroshed.run("segment", [*given, f"keep=[{keep}]", "cluster=in-process:2"])
+        summary = neuroshed.run("segment", [*given, f"keep=[{keep}]", "cluster=in-process:2"])
+        # Nor is it told as an output.
+        for told in (summary, neuroshed.status(output)):
+            assert "affinities" not in told
+            assert list(told["segmentations"]) == ["0.5"]
         return CliRunner().invoke(main, ["verify", str(output), "--blocks", "1"])
 
     some = verified("segmentation,merges")

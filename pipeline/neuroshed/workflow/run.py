@@ -76,7 +76,8 @@ def run_stages(
         for name, text in (files or {}).items():
             (run_folder / name).put(text.encode())
         progress = execute(journal, stages, used)
-        summary = summarise(run_folder, stages, progress) | {"wall_seconds": round(time.monotonic() - begin, 3)}
+        summary = summarise(run_folder, stages, progress, used.droppable)
+        summary |= {"wall_seconds": round(time.monotonic() - begin, 3)}
         (run_folder / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())
         if summary["status"] != "done":
             raise _not_done(run_folder, progress, options, summary, again)

@@ -26,8 +26,9 @@ def recorded(run_folder: Location) -> Summary:
     """The summary from the journal alone, with when the run `started` and how its last session `ended`, if it did."""
     stages = planned_stages(run_folder)
     ledger = read_ledger(run_folder)
-    _, progress, _ = restore(ledger, stages, planned_droppable(run_folder, stages))
-    return summarise(run_folder, stages, progress) | history(ledger)
+    droppable = planned_droppable(run_folder, stages)
+    _, progress, _ = restore(ledger, stages, droppable)
+    return summarise(run_folder, stages, progress, droppable) | history(ledger)
 
 
 class _Seen(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from neuroshed.engine.progress import Failure, Progress
-from neuroshed.engine.readiness import Counts
+from neuroshed.engine.readiness import Counts, Key
 from neuroshed.errors import RunStoppedError
 from neuroshed.stages.base import Stage
 from neuroshed.stages.segment import Segment
@@ -23,8 +23,11 @@ FAILURES_TOLD = 10_000
 _STOPPED = re.compile(r" stopped \((.*?)\)")
 
 
-def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress) -> Summary:
-    """Blocks by stage, failures, and the paths of outputs. `status` is done, failed or unfinished.
+def summarise(
+    run_folder: Location, stages: Sequence[Stage], progress: Progress, droppable: Collection[Key] = ()
+) -> Summary:
+    """Blocks by stage, failures, and the paths of outputs, but for those of `droppable` steps, which are only a means.
+    `status` is done, failed or unfinished.
 
     `failures_left_out` says how many failures are not among `failures`, which never are more than 10,000.
     """
@@ -33,6 +36,8 @@ def summarise(run_folder: Location, stages: Sequence[Stage], progress: Progress)
     complete = all(row["done"] + row["skipped"] == row["blocks"] for row in rows.values())
     outputs: dict[str, Any] = {}
     for stage in stages:
+        if all((stage.fingerprint, step.name) in droppable for step in stage.steps):
+            continue
         for name, found in stage.report().items():
             outputs[name] = outputs.get(name, {}) | found if isinstance(found, dict) else found
     largest, alarms = largest_segments(stages, progress)
