@@ -69,6 +69,7 @@ def write_classes(path: Path, classes: np.ndarray, voxel_size: Vec = (10, 10, 10
     return path
 
 
+@pytest.mark.system
 def test_no_merge_makes_a_segment_too_large(affinities: Path, tmp_path: Path) -> None:
     _, free = same_in_all_blocks(affinities, tmp_path / "free")
     limit = int(np.unique(free["0.2"], return_counts=True)[1].max() // 2)
@@ -80,6 +81,7 @@ def test_no_merge_makes_a_segment_too_large(affinities: Path, tmp_path: Path) ->
     assert (capped["0.2"] != free["0.2"]).any()
 
 
+@pytest.mark.system
 def test_the_largest_segment_is_told_and_alarms(affinities: Path, tmp_path: Path) -> None:
     summary, found = same_in_all_blocks(affinities, tmp_path, "agglomerate.alarm_share=0.05")
     alarms = iter(summary["alarms"])
@@ -101,6 +103,7 @@ def test_the_largest_segment_is_told_and_alarms(affinities: Path, tmp_path: Path
     assert calm["restored_blocks"] == sum(row["done"] for row in calm["stages"].values())
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("coarse", [1, 2])
 def test_classes_are_not_merged_with_each_other(coarse: int, affinities: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
@@ -143,6 +146,7 @@ def test_classes_that_do_not_fit(
         run(affinities, tmp_path / "run", SHAPE, f"semantics={{path: {path}, classes: [1]}}")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("setting", ["fragments.smooth=1", "fragments.bias=-0.2", "agglomerate.score=max"])
 def test_options_that_change_labels_do_so_alike_in_all_blocks(setting: str, affinities: Path, tmp_path: Path) -> None:
     _, plain = same_in_all_blocks(affinities, tmp_path / "plain")

@@ -18,6 +18,8 @@ from neuroshed.workflow.clean import SUPERSEDED
 from .commands import coordinator_ended, wait_until
 from .held import BLOCKS, halted, settings
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +77,6 @@ def test_cleaned(bucket: Location, tmp_path: Path) -> None:
     assert neuroshed.verify(run)["status"] == "equal"
 
 
-@pytest.mark.system
 def test_submitted(bucket: Location, tmp_path: Path) -> None:
     run = bucket / "run"
     with coordinator_ended(run):
