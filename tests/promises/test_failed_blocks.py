@@ -249,6 +249,7 @@ if any("spawn_main" in word for word in sys.orig_argv):
 """
 
 
+@pytest.mark.system
 def test_a_block_that_kills_its_worker_sinks_no_other(settings: list[str], tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     with pytest.MonkeyPatch.context() as patch:

@@ -109,6 +109,7 @@ def kill_after(arguments: list[str], run_folder: Path, events: int, environment:
     return done_events(run_folder)
 
 
+@pytest.mark.system
 def test_runs_killed_at_any_instant_end_in_the_bytes_of_one_left_alone(
     affinities: Path, alone: Path, tmp_path: Path
 ) -> None:

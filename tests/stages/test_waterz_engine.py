@@ -140,6 +140,7 @@ def test_one_block_is_waterz(tmp_path_factory, seed, levels, score):
         assert_array_equal(found[threshold], expected, err_msg=threshold)
 
 
+@pytest.mark.system
 @given(
     seed=st.integers(0, 2**32),
     levels=st.sampled_from([3, 8, 256]),

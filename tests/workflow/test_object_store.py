@@ -55,6 +55,7 @@ def by_kind(files: dict[str, bytes]) -> dict[str, bytes]:
     return {re.sub("-[0-9a-f]{12}/", "/", name): data for name, data in files.items()}
 
 
+@pytest.mark.system
 def test_a_run_in_a_bucket_is_byte_for_byte_that_of_a_folder(bucket: Location, tmp_path: Path) -> None:
     here, there = Location.of(tmp_path), bucket / "runs" / "one"
     affinities = given(bucket)
@@ -84,6 +85,7 @@ def call(*arguments: object) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.system
 def test_every_command_knows_the_run(bucket: Location) -> None:
     run, thread = bucket / "run", ("--cluster", "in-process:1")
     whole = neuroshed.run("stitch", settings(given(bucket), run))
