@@ -187,8 +187,6 @@ class Ledger:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ledger) and self._state() == other._state()
 
-    __hash__ = None  # type: ignore[assignment]
-
     def _state(self) -> tuple[Any, ...]:
         parts = [(p.number, p.stage, p.step, p.box, bytes(p.states)) for p in self._parts.values()]
         return parts, self.failures, self.figures, list(self.sessions)

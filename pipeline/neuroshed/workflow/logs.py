@@ -111,7 +111,8 @@ class RunLog:
             self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed at the exit
             self._handler = logging.StreamHandler(self._file)
         self._handler.setFormatter(logging.Formatter(_FORMAT))
-        # A full disk must not fill the terminal with tracebacks of the log itself.
+        # A full disk must not fill the terminal with tracebacks of the log itself. Put in place on the object, since it
+        # is one of two classes; mypy allows methods to be replaced in classes alone.
         self._handler.handleError = lambda record: None  # type: ignore[method-assign]
 
     def __enter__(self) -> RunLog:
