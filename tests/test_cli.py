@@ -148,7 +148,7 @@ def test_a_run_from_start_to_end(affinities: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_model_named_from_here_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuroshed.model.inference import Lattice
+    from neuroshed.model.lattice import Lattice
     from neuroshed.model.targets import NEAREST
     from neuroshed.model.unet import Architecture, new_network
     from neuroshed.storage.models import ModelCard, save_model

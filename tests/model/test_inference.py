@@ -13,7 +13,9 @@ from torch import nn
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.model.inference import Lattice, normalise, predict_box, predicted_bytes, read_box, redundancy
+from neuroshed.model.inference import Predictor, predicted_bytes
+from neuroshed.model.lattice import Lattice, read_box, redundancy
+from neuroshed.model.networks import UNetNetwork, normalise
 from neuroshed.model.unet import Architecture, new_network
 
 NET = new_network(
@@ -25,7 +27,8 @@ LATTICE = Lattice(patch=(8, 12, 8), context=(2, 3, 1))
 def predict(image: npt.NDArray[np.uint8], box: Box, net: nn.Module = NET, batch_size: int = 3) -> npt.NDArray[np.uint8]:
     shape = image.shape
     seen = read_box(box, shape, LATTICE)
-    return predict_box(net, image[seen.slices()], seen, box, shape, LATTICE, batch_size, (0.0, 255.0), 1)
+    network = UNetNetwork(net, (0.0, 255.0))
+    return Predictor(network, LATTICE, batch_size).predict(image[seen.slices()], seen, box, shape)
 
 
 def random_image(seed: int, shape: Vec) -> npt.NDArray[np.uint8]:
@@ -82,7 +85,7 @@ class Echo(nn.Module):
 def test_sixteen_bit_images_are_normalised_with_their_own_limits() -> None:
     image = np.array([900, 1000, 1500, 2000, 60000], np.uint16).reshape(1, 1, 5)
     box = Box.of_shape((1, 1, 5))
-    got = predict_box(Echo(), image, box, box, (1, 1, 5), LATTICE, 1, (1000.0, 2000.0), 1)
+    got = Predictor(UNetNetwork(Echo(), (1000.0, 2000.0)), LATTICE).predict(image, box, box, (1, 1, 5))
     assert got[0, 0, 0].tolist() == [0, 0, 128, 255, 255]
 
 
@@ -90,7 +93,7 @@ def test_an_image_box_that_is_too_small_is_refused() -> None:
     image = random_image(3, (16, 16, 16))
     box = Box((4, 4, 4), (8, 8, 8))
     with pytest.raises(ValueError, match="need the image in"):
-        predict_box(NET, image[box.slices()], box, box, image.shape, LATTICE, 1, (0.0, 255.0), 1)
+        Predictor(UNetNetwork(NET, (0.0, 255.0)), LATTICE).predict(image[box.slices()], box, box, image.shape)
 
 
 class Full(nn.Module):
@@ -142,7 +145,8 @@ def test_a_lattice_keeps_something_of_each_patch() -> None:
 def test_bfloat16_is_close_to_float32() -> None:
     image = random_image(5, (8, 12, 12))
     box = Box.of_shape(image.shape)
-    low = predict_box(NET, image, box, box, image.shape, LATTICE, 1, (0.0, 255.0), 1, precision="bfloat16")
+    network = UNetNetwork(NET, (0.0, 255.0), precision="bfloat16")
+    low = Predictor(network, LATTICE).predict(image, box, box, image.shape)
     high = predict(image, box, batch_size=1)
     assert np.abs(low.astype(int) - high).max() <= 6
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neuroshed.errors import InputError
-from neuroshed.model.inference import Lattice
+from neuroshed.model.lattice import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, new_network
 from neuroshed.storage.models import ModelCard, load_model, save_model, shipped_models
@@ -93,7 +93,7 @@ def test_what_is_not_safetensors_is_refused(saved: Path) -> None:
         ({"format_version": 2}, "format_version"),
         ({"surprise": 1}, "surprise"),
         ({"offsets": [[0, 0, -1]] * 3}, "first three offsets"),
-        ({"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, -3]]}, "4 offsets, but 3"),
+        ({"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, -3]]}, "4 offsets and descriptors, but 3"),
         ({"lattice": {"patch": [15, 16, 16], "context": [4, 4, 4]}}, "not a multiple"),
         ({"normalisation": [255, 0]}, "low < high"),
     ],

@@ -23,7 +23,7 @@ from distributed.security import Security
 
 import neuroshed
 from neuroshed.engine.clusters import ClusterConfig
-from neuroshed.model.inference import Lattice
+from neuroshed.model.lattice import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, new_network
 from neuroshed.storage.buckets import client

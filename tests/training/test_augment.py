@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuroshed.geometry import Vec
-from neuroshed.model.inference import normalise
+from neuroshed.model.networks import normalise
 from neuroshed.model.targets import affinity_targets
 from neuroshed.training.augment import AXES, Geometry, change_intensities, draw_geometry
 from neuroshed.training.config import Augment

@@ -24,11 +24,11 @@ def trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     net, optimiser = trained(1)
-    path = save_checkpoint(tmp_path, 3, net, optimiser, 0.5, keep=2)
+    path = save_checkpoint(tmp_path, 3, net, None, optimiser, 0.5, keep=2)
     drawn = torch.rand(3)
     other_net, other_optimiser = trained(2)
     checkpoint = load_checkpoint(path)
-    checkpoint.restore(other_net, other_optimiser)
+    checkpoint.restore(other_net, None, other_optimiser)
     assert (checkpoint.step, checkpoint.best_score) == (3, 0.5)
     assert torch.equal(torch.rand(3), drawn)
     assert torch.equal(net.weight, other_net.weight)
@@ -40,7 +40,7 @@ def test_the_newest_stay(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     net, optimiser = trained(1)
     for step in (5, 90, 100):
-        save_checkpoint(tmp_path, step, net, optimiser, 0.0, keep=2)
+        save_checkpoint(tmp_path, step, net, None, optimiser, 0.0, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000090.pt", "step_00000100.pt"]
     assert newest_checkpoint(tmp_path) == tmp_path / "step_00000100.pt"
 
@@ -58,7 +58,8 @@ class Bomb:
 @pytest.mark.parametrize("kind", ["cut", "garbage", "code", "missing", "other", "version"])
 def test_unusable_checkpoints_are_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = save_checkpoint(tmp_path, 1, *trained(1), 0.0, keep=1)
+    net, optimiser = trained(1)
+    path = save_checkpoint(tmp_path, 1, net, None, optimiser, 0.0, keep=1)
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif kind == "garbage":

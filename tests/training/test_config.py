@@ -40,7 +40,7 @@ def test_a_configuration_survives_yaml(make_config: MakeConfig, tmp_path: Path) 
         ({"steps": 0}, "steps: Input should be greater"),
         ({"samples": []}, "samples: "),
         ({"offsets": [[0, 0, -1]] * 3}, "first three offsets must be"),
-        ({"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-9, 0, 0]]}, "out_channels is 3 for 4 offsets"),
+        ({"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-9, 0, 0]]}, "out_channels is 3, but 4 offsets need 4"),
         ({"patch_shape": [9, 12, 12]}, "patch_shape .* not a multiple"),
         ({"lattice": {"patch": [15, 16, 16], "context": [4, 4, 4]}}, "lattice.patch .* not a multiple"),
         ({"lattice": {"patch": [16, 16, 16], "context": [4, 4, 4], "stride": 8}}, "lattice.stride: "),

@@ -13,7 +13,7 @@ import torch
 
 from neuroshed.errors import InputError, RunFailedError, WorkflowError
 from neuroshed.storage.models import load_model, save_model
-from neuroshed.training.checkpoints import newest_checkpoint
+from neuroshed.training.checkpoints import load_checkpoint, newest_checkpoint
 from neuroshed.training.config import TrainingConfig
 from neuroshed.training.logs import read_log
 from neuroshed.training.loop import train
@@ -77,14 +77,40 @@ def test_a_short_training_learns_cells_it_has_not_seen(make_config: MakeConfig) 
     assert len(list((config.output / "checkpoints").iterdir())) == 2
 
 
-def test_a_resumed_training_equals_an_uninterrupted_one(make_config: MakeConfig, tmp_path: Path) -> None:
-    whole, broken = (make_config(output=str(tmp_path / name), batch_size=2) for name in ("whole", "broken"))
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    make_config: MakeConfig, tmp_path: Path, average: float
+) -> None:
+    changes = {"batch_size": 2, "average": average, "augment": {"elastic": 0.5}}
+    whole, broken = (make_config(output=str(tmp_path / name), **changes) for name in ("whole", "broken"))
     train(whole)
     with pytest.raises(Stop):
         train(broken, progress=at_step(7, crash))
     train(broken)
     assert same(weights(whole.output), weights(broken.output))
     assert events(whole.output) == events(broken.output)
+
+
+def test_averaged_weights_lag_behind_the_weights_themselves(make_config: MakeConfig, tmp_path: Path) -> None:
+    plain, averaged = (make_config(output=str(tmp_path / str(share)), average=share) for share in (0.0, 0.999))
+    train(plain)
+    train(averaged)
+    newest = newest_checkpoint(averaged.output / "checkpoints")
+    assert newest is not None
+    checkpoint = load_checkpoint(newest)
+    assert same(checkpoint.weights, weights(plain.output))
+    assert same(checkpoint.average, weights(averaged.output))
+    assert not same(checkpoint.average, checkpoint.weights)
+
+
+def test_descriptors_teach_beside_affinities(make_config: MakeConfig) -> None:
+    network = {"features": [8], "kernels": [[3, 3, 3]], "pools": [], "out_channels": 13, "norm": "weights"}
+    seen: list[dict[str, Any]] = []
+    config = make_config(network=network, descriptors={"sigma": [2, 2, 2]}, steps=40, log_every=20, learning_rate=0.01)
+    card = load_model(train(config, progress=seen.append)).card
+    assert (card.descriptors, card.architecture.out_channels, len(card.offsets)) == (True, 13, 3)
+    losses = [event["loss"] for event in seen if event["event"] == "train"]
+    assert losses[1] < losses[0]
 
 
 def test_a_finished_training_is_not_done_again(make_config: MakeConfig) -> None:

@@ -46,18 +46,39 @@ def test_a_sample_depends_on_its_number_alone(make_config: MakeConfig) -> None:
     later = list(from_disk.batches(3, 8))
     assert len(later) == 5
     for step, batch in enumerate(later, start=3):
-        for got, expected in zip(batch, in_memory.batch(step), strict=True):
-            assert torch.equal(got, expected)
-    assert not torch.equal(later[0][0], later[1][0])
+        expected = in_memory.batch(step)
+        assert torch.equal(batch.image, expected.image)
+        assert torch.equal(batch.targets, expected.targets)
+        assert torch.equal(batch.counts, expected.counts)
+    assert not torch.equal(later[0].image, later[1].image)
+
+
+def test_processes_share_out_a_batch(make_config: MakeConfig) -> None:
+    config = make_config(batch_size=4)
+    regions = open_regions(config.samples, 1)
+    whole = Sampler(regions, config).batch(5).image
+    parts = [Sampler(regions, config, rank, 2).batch(5).image for rank in range(2)]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
+
+
+def test_descriptors_are_made_where_they_are_asked_for(make_config: MakeConfig) -> None:
+    network = {"features": [8], "kernels": [[3, 3, 3]], "pools": [], "out_channels": 13}
+    config = make_config(network=network, descriptors={"sigma": [2, 2, 2]})
+    sampler = Sampler(open_regions(config.samples, 1), config)
+    made = sampler.batch(0).descriptors
+    assert made.shape == (1, 10, 8, 12, 12)
+    labelled = sampler.sample(0).counts.any(0)
+    assert torch.isfinite(made[0][:, torch.from_numpy(labelled)]).all()
+    assert Sampler(open_regions(make_config().samples, 1), make_config()).batch(0).descriptors.shape[1] == 0
 
 
 def test_batches_have_a_sample_axis(make_config: MakeConfig) -> None:
     config = make_config(batch_size=2)
-    image, targets, counts = Sampler(open_regions(config.samples, 1), config).batch(0)
-    assert image.shape == (2, 1, 8, 12, 12)
-    assert image.dtype == torch.float32
-    assert targets.shape == counts.shape == (2, 3, 8, 12, 12)
-    assert targets.dtype == counts.dtype == torch.bool
+    batch = Sampler(open_regions(config.samples, 1), config).batch(0)
+    assert batch.image.shape == (2, 1, 8, 12, 12)
+    assert batch.image.dtype == torch.float32
+    assert batch.targets.shape == batch.counts.shape == (2, 3, 8, 12, 12)
+    assert batch.targets.dtype == batch.counts.dtype == torch.bool
 
 
 def test_an_error_in_a_loader_reaches_the_loop(make_config: MakeConfig) -> None:

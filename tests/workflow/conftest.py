@@ -16,7 +16,7 @@ from neuroshed.storage.volumes import create_volume
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network with patches of a few voxels."""
-    from neuroshed.model.inference import Lattice
+    from neuroshed.model.lattice import Lattice
     from neuroshed.model.targets import NEAREST
     from neuroshed.model.unet import Architecture, new_network
     from neuroshed.storage.models import ModelCard, save_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def train(config: str, start_from: str | None) -> None:
     """Train a network by the YAML file CONFIG, or go on with the training in its output folder.
 
     Example: neuroshed init train && neuroshed train train.yaml
+
+    On several GPUs: torchrun --standalone --nproc-per-node 4 -m neuroshed train train.yaml
     """
     from neuroshed import api
 
@@ -116,4 +119,5 @@ def train(config: str, start_from: str | None) -> None:
         console.print(f"step {event['step']:>7}  {event['event']}: " + "  ".join(values), highlight=False)
 
     path = api.train(config, start_from=start_from, progress=show)
-    click.echo(f"best model: {path}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        click.echo(f"best model: {path}")

@@ -1,7 +1,7 @@
-"""Affinities of a box, from arrays: the lattice of patches, reflection at the volume's edge, batches, rounding.
+"""Affinities of a box, from arrays: patches of the lattice, reflection at the volume's edge, batches, rounding.
 
-The lattice belongs to the volume, never to the block: a block computes every patch that touches its box, in batches of
-one fixed size, so the uint8 result does not depend on how the volume was divided.
+A block computes every patch that touches its box, in batches of one fixed size, so the uint8 result does not depend on
+how the volume was divided.
 """
 
 from __future__ import annotations
@@ -9,126 +9,115 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroshed.errors import BlockError
-from neuroshed.geometry import Box, Grid, Vec, add, mul, sub
+from neuroshed.geometry import Box, Vec, add, sub
+from neuroshed.model.lattice import Lattice, read_box
+from neuroshed.model.networks import Network
+from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture
 
-Precision = Literal["float32", "bfloat16"]
-Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Image = npt.NDArray[np.integer]
 # Channels of the result: the edges to the nearest neighbour along z, y and x.
-CHANNELS = 3
+CHANNELS = len(NEAREST)
 # Copies of its feature maps that a level has in memory at once, and of the logits (measured, rounded up).
 LIVE_FEATURES = 6
 LIVE_LOGITS = 4
 _FINITE_ADVICE = "check the model's weights, and try predict.precision float32 if it is bfloat16"
 
 
-@dataclass(frozen=True, slots=True)
-class Lattice:
-    """Patches of one shape, of which all but `context` voxels on each side are kept; anchored at the volume's origin.
-
-    >>> Lattice(patch=(96, 96, 96), context=(16, 16, 16)).stride
-    (64, 64, 64)
-    """
-
-    patch: Vec
-    context: Vec
-
-    def __post_init__(self) -> None:
-        if min(self.context) < 0 or min(self.stride) < 1:
-            raise ValueError(f"patch {self.patch} must be larger than twice its context {self.context}")
-
-    @property
-    def stride(self) -> Vec:
-        """Sides of what a patch contributes: the patch without its context."""
-        return sub(self.patch, add(self.context, self.context))
-
-    def cells(self, box: Box) -> Iterator[Box]:
-        """What each patch that touches `box` contributes, whole and so possibly reaching out of it, in raster order.
-
-        >>> [cell.start for cell in Lattice((4, 4, 4), (1, 1, 1)).cells(Box((3, 0, 0), (5, 2, 2)))]
-        [(2, 0, 0), (4, 0, 0)]
-        """
-        for index in Grid(box, self.stride):
-            start = mul(index, self.stride)
-            yield Box(start, add(start, self.stride))
-
-
-def read_box(box: Box, volume_shape: Vec, lattice: Lattice) -> Box:
-    """The part of the image that the patches touching `box` see, clipped to the volume.
-
-    >>> read_box(Box((64, 0, 0), (128, 64, 64)), (500, 500, 70), Lattice((96, 96, 96), (16, 16, 16)))
-    Box(start=(48, 0, 0), stop=(144, 80, 70))
-    """
-    grid = Grid(box, lattice.stride)
-    touched = Box(mul(grid.first, lattice.stride), mul(add(grid.first, grid.counts), lattice.stride))
-    return touched.grow(lattice.context).intersect(Box.of_shape(volume_shape))
-
-
-def normalise(image: Tensor, low: float, high: float) -> Tensor:
-    """Intensities low..high as float32 -1..1, those outside clipped.
-
-    >>> normalise(torch.tensor([0, 50, 255], dtype=torch.uint8), 0, 100).tolist()
-    [-1.0, 0.0, 1.0]
-    """
-    return ((image.to(torch.float32) - low) / (high - low)).clamp(0, 1) * 2 - 1
-
-
-def predict_box(
-    net: nn.Module,
-    image: Image,
-    image_box: Box,
-    box: Box,
-    volume_shape: Vec,
-    lattice: Lattice,
-    batch_size: int,
-    normalisation: tuple[float, float],
-    threads: int,
-    *,
-    device: str = "cpu",
-    precision: Precision = "float32",
-) -> npt.NDArray[np.uint8]:
-    """The affinities of `box`, uint8 `(3, z, y, x)`: round(255 * sigmoid) of the net's first three channels.
-
-    `image`, uint8 or uint16 `(z, y, x)`, holds the voxels of `image_box`, which is `read_box(box, ...)` or more.
-    Outside the volume, and only there, a patch sees its own part of the image reflected. `normalisation` is the
-    (low, high) of `normalise`. The net is moved to `device` and put into evaluation mode; `threads` is set for the
-    calling thread.
+@dataclass(frozen=True)
+class Predictor:
+    """A network over a lattice of patches, `batch_size` of them at once, on `threads` processor threads.
 
     Batch size, threads, device and precision may change single values by rounding: keep them fixed through a run.
-
-    Raises `BlockError` if memory runs out or the net gives NaN or infinity in a patch, ValueError if `image_box` is too
-    small.
     """
-    wanted = read_box(box, volume_shape, lattice)
-    if not image_box.contains(wanted) or image.shape != image_box.shape:
-        raise ValueError(f"patches of {box} need the image in {wanted}, got {image.shape} voxels of {image_box}")
-    torch.set_num_threads(threads)
-    affinities = np.empty((CHANNELS, *box.shape), np.uint8)
-    try:
-        net = net.to(device).eval()
-        every = list(lattice.cells(box))
-        for first in range(0, len(every), batch_size):
-            cells = every[first : first + batch_size]
-            batch = _gather(image, image_box, cells, volume_shape, lattice, batch_size)
-            answers, sound = _forward(net, batch, lattice, normalisation, device, precision)
-            for cell, answer, finite in zip(cells, answers, sound, strict=False):
-                part = cell.intersect(box)
-                if not finite:
-                    raise BlockError(f"the network gives NaN or infinity in {part}; {_FINITE_ADVICE}")
-                affinities[:, *part.slices(box.start)] = answer[:, *part.slices(cell.start)]
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        raise BlockError(_memory_advice(box, batch_size, lattice)) from error
-    return affinities
+
+    network: Network
+    lattice: Lattice
+    batch_size: int = 1
+    threads: int = 1
+
+    def predict(self, image: Image, image_box: Box, box: Box, volume_shape: Vec) -> npt.NDArray[np.uint8]:
+        """The affinities of `box`, uint8 `(3, z, y, x)`: round(255 * affinity).
+
+        `image`, integers `(z, y, x)`, holds the voxels of `image_box`, which is `read_box(box, ...)` or more. Outside
+        the volume, and only there, a patch sees its own part of the image reflected. The number of threads is set for
+        the calling thread.
+
+        Raises `BlockError` if memory runs out or the net gives NaN or infinity in a patch, ValueError if `image_box`
+        is too small.
+        """
+        wanted = read_box(box, volume_shape, self.lattice)
+        if not image_box.contains(wanted) or image.shape != image_box.shape:
+            raise ValueError(f"patches of {box} need the image in {wanted}, got {image.shape} voxels of {image_box}")
+        torch.set_num_threads(self.threads)
+        affinities = np.empty((CHANNELS, *box.shape), np.uint8)
+        try:
+            for cells, answers, sound in self._answers(image, image_box, box, volume_shape):
+                for cell, answer, finite in zip(cells, answers, sound, strict=False):
+                    part = cell.intersect(box)
+                    if not finite:
+                        raise BlockError(f"the network gives NaN or infinity in {part}; {_FINITE_ADVICE}")
+                    affinities[:, *part.slices(box.start)] = answer[:, *part.slices(cell.start)]
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise BlockError(_memory_advice(box, self.batch_size, self.lattice)) from error
+        return affinities
+
+    def _answers(
+        self, image: Image, image_box: Box, box: Box, volume_shape: Vec
+    ) -> Iterator[tuple[list[Box], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
+        """Cells, what the net says of each slot, and whether all of it is finite: as uint8, NaN would be some number.
+
+        A GPU works while the next batch is gathered and the one before is written.
+        """
+        every = list(self.lattice.cells(box))
+        waiting: tuple[list[Box], _Answer] | None = None
+        for first in range(0, len(every), self.batch_size):
+            cells = every[first : first + self.batch_size]
+            batch = _gather(image, image_box, cells, volume_shape, self.lattice, self.batch_size)
+            asked = cells, self._ask(batch)
+            if waiting:
+                yield waiting[0], *waiting[1].arrays()
+            waiting = asked
+        if waiting:
+            yield waiting[0], *waiting[1].arrays()
+
+    def _ask(self, batch: Image) -> _Answer:
+        kept = Box(self.lattice.context, add(self.lattice.context, self.lattice.stride))
+        device = self.network.device
+        on_gpu = device.startswith("cuda")
+        with torch.inference_mode():
+            values = torch.from_numpy(batch)
+            values = values.pin_memory().to(device, non_blocking=True) if on_gpu else values
+            affinities = self.network.affinities(values, kept)
+            finite = affinities.isfinite().flatten(1).all(1)
+            rounded = (affinities * 255).round().to(torch.uint8)
+            if not on_gpu:
+                return _Answer(rounded, finite, None)
+            answer = rounded.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
+            return _Answer(*answer, torch.cuda.current_stream(device).record_event())
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a batch will be, uint8 `(n, 3, z, y, x)`, and whether each slot is finite; there once `done` is."""
+
+    affinities: Tensor
+    finite: Tensor
+    done: torch.cuda.Event | None
+
+    def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        if self.done:
+            self.done.synchronize()
+        return self.affinities.numpy(), self.finite.numpy()
 
 
 def _gather(
@@ -145,26 +134,6 @@ def _gather(
     return batch
 
 
-def _forward(
-    net: nn.Module,
-    batch: Image,
-    lattice: Lattice,
-    normalisation: tuple[float, float],
-    device: str,
-    precision: Precision,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """What the net says of each slot, and whether all of it is finite: as uint8, NaN would be some number."""
-    keep = Box(lattice.context, add(lattice.context, lattice.stride)).slices()
-    with torch.inference_mode():
-        x = normalise(torch.from_numpy(batch).to(device), *normalisation)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits: Tensor = net(x)
-        kept = logits[:, :CHANNELS, *keep].float()
-        finite: npt.NDArray[np.bool_] = torch.isfinite(kept).flatten(1).all(1).cpu().numpy()
-        answer: npt.NDArray[np.uint8] = (kept.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
-    return answer, finite
-
-
 def _out_of_memory(error: BaseException) -> bool:
     # On a CPU torch raises a bare RuntimeError of its allocator.
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
@@ -177,28 +146,10 @@ def _memory_advice(box: Box, batch_size: int, lattice: Lattice) -> str:
     return f"{got}, the smallest batch; run fewer tasks at once on the device or give the worker more memory"
 
 
-def redundancy(lattice: Lattice, block_shape: Vec) -> float:
-    """Voxels that go through the net for each voxel written, on the average over inner blocks.
-
-    Blocks of whole strides compute nothing twice but context; other blocks compute the patches they share twice.
-
-    >>> redundancy(Lattice((96, 96, 96), (16, 16, 16)), (128, 128, 128))
-    3.375
-    >>> redundancy(Lattice((96, 96, 96), (16, 16, 16)), (96, 128, 128))
-    4.5
-    """
-    ratio = 1.0
-    for block, stride, patch in zip(block_shape, lattice.stride, lattice.patch, strict=True):
-        period = stride // math.gcd(block, stride)
-        cells = sum(-(-(i + 1) * block // stride) - i * block // stride for i in range(period))
-        ratio *= cells * patch / (period * block)
-    return ratio
-
-
 def predicted_bytes(
     architecture: Architecture, lattice: Lattice, block_shape: Vec, batch_size: int, *, image_bytes: int = 1
 ) -> int:
-    """Roughly the memory, in bytes, that `predict_box` takes for one block on top of the program and its weights.
+    """Roughly the memory, in bytes, that `Predictor.predict` takes for one block on top of the program and its weights.
 
     `image_bytes` is the size of one voxel of the image. Meant for float32 on a CPU, where it was 4 % to 46 % more than
     measured for nets of 8 to 32 features; bfloat16 takes about half.

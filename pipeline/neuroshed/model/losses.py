@@ -1,4 +1,4 @@
-"""The training loss: binary cross entropy in which edges inside and between neurons weigh the same."""
+"""Training losses: binary cross entropy in which edges inside and between neurons weigh the same, and descriptors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from torch.nn import functional as F
 # A patch with hardly any boundary must not let a handful of edges decide the step (the limits of gunpowder's
 # BalanceLabels).
 RAREST = 0.05
+
+
+def descriptor_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of the descriptors sigmoid(logits), over targets that are not NaN; a float scalar.
+
+    Both are float `(n, 10, z, y, x)`; a batch without any target has loss 0.
+    """
+    counts = targets.isfinite()
+    errors = (logits.float().sigmoid() - targets.nan_to_num()).square() * counts
+    return errors.sum() / counts.sum().clamp(min=1)
 
 
 def balanced_loss(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec, add, mul
 from neuroshed.kernels.across import NEAREST
-from neuroshed.model.inference import Lattice, Precision, predict_box, predicted_bytes, read_box
+from neuroshed.model.inference import Predictor, predicted_bytes
+from neuroshed.model.lattice import Lattice, read_box
+from neuroshed.model.networks import Flipped, Network, Precision, UNetNetwork
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.locations import Location
 from neuroshed.storage.models import Model, load_model
@@ -23,7 +25,7 @@ class Predict(Stage):
     """Affinities of the blocks that touch the region, each block whole, so that another region can use them."""
 
     kind: Literal["predict"] = "predict"
-    version = 2
+    version = 3
     image: Location
     image_identity: dict[str, Any]
     """What the image was when the run was planned."""
@@ -41,6 +43,8 @@ class Predict(Stage):
     lattice: Lattice
     normalisation: tuple[float, float]
     """Image values that become -1 and 1."""
+    flips: tuple[int, ...] = ()
+    """Axes along which patches are flipped and what the network says of them averaged."""
     batch_size: int
     threads: int
     device: str
@@ -85,6 +89,15 @@ class Predict(Stage):
     def _image(self) -> Volume:
         return open_volume(self.image)
 
+    @cached_property
+    def _predictor(self) -> Predictor:
+        network: Network = UNetNetwork(
+            _load(self.model, self.network_sha256).net, self.normalisation, self.device, self.precision
+        )
+        if self.flips:
+            network = Flipped(network, self.flips)
+        return Predictor(network, self.lattice, self.batch_size, self.threads)
+
     @property
     def marks(self) -> tuple[Location, ...]:
         """The stage's file and the volume."""
@@ -102,19 +115,8 @@ class Predict(Stage):
         """Affinities of one block."""
         box = self.grid.block_box(index)
         image_box = read_box(box, self.volume_shape, self.lattice)
-        affinities = predict_box(
-            _load(self.model, self.network_sha256).net,
-            self._image.read(image_box),
-            image_box,
-            box,
-            self.volume_shape,
-            self.lattice,
-            self.batch_size,
-            self.normalisation,
-            self.threads,
-            device=self.device,
-            precision=self.precision,
-        )
+        image = self._image.read(image_box)
+        affinities = self._predictor.predict(image, image_box, box, self.volume_shape)
         self.affinities.write(box, affinities)
         return Done(box.size)
 

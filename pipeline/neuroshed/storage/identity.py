@@ -52,17 +52,19 @@ def read_sample(volume: Volume, box: Box) -> npt.NDArray[Any]:
         raise InputError(f"box {box} of {volume.path} cannot be read ({reason}); copy the volume again") from error
 
 
-def sample_boxes(shape: Vec) -> Iterator[Box]:
-    """Boxes of up to 32 voxels a side in the middle of the eight octants of a volume.
+def sample_boxes(shape: Vec, divisions: int = 2) -> Iterator[Box]:
+    """Boxes of up to 32 voxels a side in the middle of the eight octants of a volume, or of finer divisions.
 
     >>> [box.start for box in sample_boxes((100, 100, 8))][:2]
     [(9, 9, 0), (9, 9, 0)]
+    >>> [box.start for box in sample_boxes((1000, 1, 1), 4)][::16]
+    [(109, 0, 0), (359, 0, 0), (609, 0, 0), (859, 0, 0)]
     """
-    for corner in itertools.product((1, 3), repeat=3):
+    for place in itertools.product(range(1, 2 * divisions, 2), repeat=3):
         sides = [min(SAMPLE_SIDE, n) for n in shape]
         z, y, x = (
-            min(max(n * quarter // 4 - side // 2, 0), n - side)
-            for n, quarter, side in zip(shape, corner, sides, strict=True)
+            min(max(n * half // (2 * divisions) - side // 2, 0), n - side)
+            for n, half, side in zip(shape, place, sides, strict=True)
         )
         yield Box((z, y, x), (z + sides[0], y + sides[1], x + sides[2]))
 

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Vec
-from neuroshed.model.inference import Lattice
+from neuroshed.model.descriptors import COUNT as DESCRIPTORS
+from neuroshed.model.lattice import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, UNet
 from neuroshed.storage.files import make_folder, replace_file
 
 FORMAT_VERSION = 1
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelCard(BaseModel):
@@ -41,10 +43,15 @@ class ModelCard(BaseModel):
     architecture: Architecture
     offsets: tuple[Vec, ...]
     """Edge offset of each output channel, voxels z y x; the first three are the nearest neighbours."""
+    descriptors: bool = False
+    """Whether ten channels of local shape descriptors follow; they only taught."""
     lattice: Lattice
     """Patches in which the network is applied."""
     normalisation: tuple[float, float]
     """Intensities (low, high) that become -1 and 1."""
+    spread: tuple[Share, Share] | None = None
+    """2 % and 98 % quantiles of the images it learnt from, where `normalisation` is 0..1: to those of another image
+    they are matched."""
     voxel_size: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     """Voxel size in nm, z y x, of the images it was trained on."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -56,18 +63,23 @@ class ModelCard(BaseModel):
     def _check(self) -> ModelCard:
         if self.offsets[:3] != NEAREST:
             raise ValueError(f"the first three offsets must be {NEAREST}, got {self.offsets[:3]}")
-        if len(self.offsets) != self.architecture.out_channels:
-            raise ValueError(f"{len(self.offsets)} offsets, but {self.architecture.out_channels} output channels")
+        channels = len(self.offsets) + (DESCRIPTORS if self.descriptors else 0)
+        if channels != self.architecture.out_channels:
+            raise ValueError(
+                f"{channels} offsets and descriptors, but {self.architecture.out_channels} output channels"
+            )
         if any(side % m for side, m in zip(self.lattice.patch, self.architecture.multiple, strict=True)):
             raise ValueError(f"patch {self.lattice.patch} is not a multiple of {self.architecture.multiple}")
         if not self.normalisation[0] < self.normalisation[1]:
             raise ValueError(f"normalisation {self.normalisation} must be (low, high) with low < high")
+        if self.spread and not self.spread[0] < self.spread[1]:
+            raise ValueError(f"spread {self.spread} must be (low, high) with low < high")
         return self
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network in evaluation mode, ready for `predict_box`, and its card."""
+    """A network in evaluation mode, ready for `UNetNetwork`, and its card."""
 
     net: UNet
     card: ModelCard

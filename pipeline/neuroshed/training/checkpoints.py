@@ -1,7 +1,8 @@
 """Checkpoints: everything a training needs to go on as if it had never stopped.
 
-Samples and learning rate are pure functions of the step, so weights, optimiser, the step, torch's random state and the
-best score so far are all there is. Files are replaced whole and loaded with `weights_only=True`, which runs no code.
+Samples and learning rate are pure functions of the step, so weights, their average, optimiser, the step, torch's random
+state and the best score so far are all there is. Files are replaced whole and loaded with
+`weights_only=True`, which runs no code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from neuroshed.errors import InputError
 from neuroshed.storage.files import make_folder, replace_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
@@ -30,19 +31,29 @@ class Checkpoint:
     path: Path
     step: int
     weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    """Averaged weights; empty if the training averages nothing."""
     optimiser: dict[str, Any]
     random_state: Tensor
     best_score: float
 
-    def restore(self, net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Put weights, optimiser and random state back."""
+    def restore(self, net: nn.Module, average: nn.Module | None, optimiser: torch.optim.Optimizer) -> None:
+        """Put weights, their average, optimiser and random state back."""
         net.load_state_dict(self.weights)
+        if average:
+            average.load_state_dict(self.average)
         optimiser.load_state_dict(self.optimiser)
         torch.set_rng_state(self.random_state)
 
 
 def save_checkpoint(
-    folder: Path, step: int, net: nn.Module, optimiser: torch.optim.Optimizer, best_score: float, keep: int
+    folder: Path,
+    step: int,
+    net: nn.Module,
+    average: nn.Module | None,
+    optimiser: torch.optim.Optimizer,
+    best_score: float,
+    keep: int,
 ) -> Path:
     """Write the checkpoint after `step` steps and remove all but the newest `keep`; returns its path."""
     make_folder(folder)
@@ -51,6 +62,7 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         "step": step,
         "weights": net.state_dict(),
+        "average": average.state_dict() if average else {},
         "optimiser": optimiser.state_dict(),
         "random_state": torch.get_rng_state(),
         "best_score": best_score,
@@ -80,6 +92,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             path=path,
             step=content["step"],
             weights=content["weights"],
+            average=content["average"],
             optimiser=content["optimiser"],
             random_state=content["random_state"],
             best_score=content["best_score"],

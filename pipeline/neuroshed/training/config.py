@@ -15,13 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
-from neuroshed.model.inference import Lattice, Precision
+from neuroshed.model.descriptors import COUNT as DESCRIPTORS
+from neuroshed.model.lattice import Lattice
+from neuroshed.model.networks import Precision
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture
 from neuroshed.storage.locations import Location
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Axis = Literal["z", "y", "x"]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Width = Annotated[float, Field(gt=0)]
 
 FREE = frozenset(
     {
@@ -66,6 +71,12 @@ class Augment(_Strict):
     """Axes that may be flipped."""
     swap: tuple[Axis, ...] = ("y", "x")
     """Axes that may trade places: all three for isotropic voxels, y and x for sections."""
+    elastic: Share = 0.0
+    """Share of the samples that are bent smoothly."""
+    elastic_spacing: tuple[Positive, Positive, Positive] = (24, 24, 24)
+    """Distance between control points of the bending in voxels, z y x."""
+    elastic_shift: tuple[NotNegative, NotNegative, NotNegative] = (4, 4, 4)
+    """Largest displacement along z, y, x in voxels; 0 along z keeps sections in place."""
     contrast: Share = 0.2
     """Contrast is multiplied by a factor within 1 - contrast..1 + contrast."""
     brightness: Share = 0.1
@@ -86,6 +97,15 @@ class Augment(_Strict):
     """Largest misalignment in voxels."""
 
 
+class Descriptors(_Strict):
+    """Local shape descriptors as an auxiliary task: ten more output channels, which only teach."""
+
+    sigma: tuple[Width, Width, Width]
+    """Deviation of the Gaussian window in voxels, z y x: about half the width of a neurite."""
+    weight: Width = 1.0
+    """Weight of their mean squared error beside the loss of the affinities."""
+
+
 class TrainingConfig(_Strict):
     """Everything about a training."""
 
@@ -102,6 +122,8 @@ class TrainingConfig(_Strict):
     """Levels, features, kernels and pooling."""
     offsets: Annotated[tuple[Vec, ...], Field(min_length=3)] = NEAREST
     """Edge offset of each output channel, z y x; the first three are the nearest neighbours."""
+    descriptors: Descriptors | None = None
+    """Local shape descriptors, whose channels follow those of the offsets. Default: none."""
     normalisation: tuple[float, float] = (0.0, 255.0)
     """Intensities (low, high) that become -1 and 1."""
     lattice: Lattice
@@ -110,7 +132,7 @@ class TrainingConfig(_Strict):
     patch_shape: Vec
     """Shape of a training sample, z y x, a multiple of the product of the poolings."""
     batch_size: Annotated[int, Field(ge=1)] = 1
-    """Samples a step."""
+    """Samples a step, over all processes."""
     augment: Augment = Augment()
     """Random changes of the samples."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -129,6 +151,9 @@ class TrainingConfig(_Strict):
     """Weight decay of AdamW."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of a step's gradient."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What is scored and exported is an exponential moving average of the weights, of which each step keeps this share
+    (0.999 averages the last thousand steps or so; a training's first steps keep less). 0: the weights themselves."""
 
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     """cpu, cuda or cuda:N."""
@@ -154,9 +179,11 @@ class TrainingConfig(_Strict):
     def _check(self) -> TrainingConfig:
         if self.offsets[:3] != NEAREST:
             raise ValueError(f"the first three offsets must be {NEAREST}, got {self.offsets[:3]}")
-        if len(self.offsets) != self.network.out_channels:
+        channels = len(self.offsets) + (DESCRIPTORS if self.descriptors else 0)
+        if channels != self.network.out_channels:
             raise ValueError(
-                f"network.out_channels is {self.network.out_channels} for {len(self.offsets)} offsets; make them equal"
+                f"network.out_channels is {self.network.out_channels}, but {len(self.offsets)} offsets"
+                f"{f' and {DESCRIPTORS} descriptors' if self.descriptors else ''} need {channels}"
             )
         multiple = self.network.multiple
         for name, shape in (("patch_shape", self.patch_shape), ("lattice.patch", self.lattice.patch)):
@@ -214,6 +241,7 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "samples": Source,
         "validation": Source,
         "augment": Augment,
+        "descriptors": Descriptors,
         "network": Architecture,
     }
     model = models.get(str(loc[0]), TrainingConfig) if len(loc) > 1 else TrainingConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,13 @@ from torch import Tensor
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box, Vec, add, sub
+from neuroshed.model.descriptors import local_shape_descriptors
+from neuroshed.model.fused import CHANNELS_LAST
 from neuroshed.model.targets import affinity_targets
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.training.augment import change_intensities, draw_geometry
 from neuroshed.training.config import Source, TrainingConfig, source_box
+from neuroshed.training.elastic import draw_elastic
 
 # A patch with less than this share of labelled voxels is drawn again, a few times.
 ENOUGH_LABELLED = 0.1
@@ -112,19 +115,46 @@ def grow_labels(labels: npt.NDArray[Any], distance: int) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One patch: image float32 `(1, z, y, x)` in -1..1; targets and counts bool `(channels, z, y, x)`."""
+    """One patch: image float32 `(1, z, y, x)` in -1..1; targets and counts bool `(channels, z, y, x)`.
+
+    `descriptors` is float32 `(10, z, y, x)` (`neuroshed.model.descriptors`), or without channels if none are asked for.
+    """
 
     image: npt.NDArray[np.float32]
     targets: npt.NDArray[np.bool_]
     counts: npt.NDArray[np.bool_]
+    descriptors: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side: the fields of `Sample`, with the number of the sample in front."""
+
+    image: Tensor
+    targets: Tensor
+    counts: Tensor
+    descriptors: Tensor
+
+    @staticmethod
+    def of(samples: Sequence[Sample]) -> Batch:
+        """The batch of some samples."""
+        names = (field.name for field in fields(Batch))
+        return Batch(*(torch.from_numpy(np.stack([getattr(s, name) for s in samples])) for name in names))
+
+    def to(self, device: str) -> Batch:
+        """The batch on a device; the image in the memory format in which convolutions are fast."""
+        image, *others = (getattr(self, field.name).to(device, non_blocking=True) for field in fields(Batch))
+        return Batch(image.to(memory_format=CHANNELS_LAST), *others)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws samples from regions, in proportion to their weights."""
+    """Draws samples from regions, in proportion to their weights; every `ranks`-th of a batch, from `rank` on."""
 
     regions: Sequence[Region]
     config: TrainingConfig
+    rank: int = 0
+    ranks: int = 1
 
     def sample(self, number: int) -> Sample:
         """Sample `number` of the training, the same whenever and wherever it is drawn."""
@@ -133,29 +163,32 @@ class Sampler:
         weights = np.array([region.weight for region in self.regions])
         for _ in range(DRAWS):
             region = self.regions[int(rng.choice(len(weights), p=weights / weights.sum()))]
-            geometry = draw_geometry(rng, config.patch_shape, config.augment)
+            elastic = draw_elastic(rng, config.patch_shape, config.augment)
+            geometry = draw_geometry(rng, elastic.read_shape, config.augment)
             start = _draw_start(rng, region.box, geometry.read_shape)
             patch = region.read(Box(start, add(start, geometry.read_shape)))
             image, labels, valid = (geometry.apply(array) for array in patch)
+            image = elastic.apply(image.astype(np.float32))
+            labels, valid = elastic.apply(labels), elastic.apply(valid)
             if np.count_nonzero(valid & (labels != 0)) >= ENOUGH_LABELLED * labels.size:
                 break
         targets, counts = affinity_targets(labels, config.offsets, valid)
         changed = change_intensities(image, rng, config.augment, config.normalisation)
-        return Sample(changed[None], targets, counts)
+        descriptors = np.empty((0, *labels.shape), np.float32)
+        if config.descriptors:
+            descriptors = local_shape_descriptors(np.where(valid, labels, 0), config.descriptors.sigma)
+        return Sample(changed[None], targets, counts, descriptors)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, targets and counts of a step, `(batch_size, channels, z, y, x)` each."""
+    def batch(self, step: int) -> Batch:
+        """Samples of a step: those of this process."""
         size = self.config.batch_size
-        samples = [self.sample(step * size + slot) for slot in range(size)]
-        stack = (np.stack([getattr(s, name) for s in samples]) for name in ("image", "targets", "counts"))
-        image, targets, counts = (torch.from_numpy(array) for array in stack)
-        return image, targets, counts
+        return Batch.of([self.sample(step * size + slot) for slot in range(self.rank, size, self.ranks)])
 
-    def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start..stop - 1, in order, prepared ahead by `config.loaders` threads."""
         ahead = 2 * self.config.loaders
         with ThreadPoolExecutor(self.config.loaders, thread_name_prefix="samples") as pool:
-            waiting: list[Future[tuple[Tensor, Tensor, Tensor]]] = []
+            waiting: list[Future[Batch]] = []
             try:
                 for step in range(start, stop):
                     while len(waiting) < ahead and step + len(waiting) < stop:

@@ -11,8 +11,10 @@ from torch import nn
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box
-from neuroshed.model.inference import predict_box, read_box
+from neuroshed.model.inference import Predictor
+from neuroshed.model.lattice import read_box
 from neuroshed.model.losses import balanced_loss
+from neuroshed.model.networks import UNetNetwork
 from neuroshed.model.targets import NEAREST, affinity_targets
 from neuroshed.training.config import TrainingConfig
 from neuroshed.training.samples import Region, grow_labels
@@ -62,19 +64,9 @@ def predict_region(net: nn.Module, region: Region, config: TrainingConfig) -> np
     """Affinities uint8 `(3, z, y, x)` of a region's box, which sees the image around it as in a run."""
     image = region.volumes[0]
     seen: Box = read_box(region.box, image.shape, config.lattice)
-    return predict_box(
-        net,
-        image.read(seen),
-        seen,
-        region.box,
-        image.shape,
-        config.lattice,
-        BATCH_SIZE,
-        config.normalisation,
-        config.threads,
-        device=config.device,
-        precision=config.precision,
-    )
+    network = UNetNetwork(net, config.normalisation, config.device, config.precision)
+    predictor = Predictor(network, config.lattice, BATCH_SIZE, config.threads)
+    return predictor.predict(image.read(seen), seen, region.box, image.shape)
 
 
 def _loss(affinities: npt.NDArray[np.uint8], targets: npt.NDArray[np.bool_], counts: npt.NDArray[np.bool_]) -> float:

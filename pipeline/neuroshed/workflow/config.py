@@ -85,14 +85,22 @@ class PredictOptions(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is cuda where the planning machine has it."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    flips: tuple[Literal["z", "y", "x"], ...] = ()
+    """Axes along which patches are also predicted flipped, and the answers averaged: each axis doubles the time."""
     intensity: tuple[float, float] | None = None
-    """Image values that the network sees as darkest and brightest. Default: what the model was trained with for 8-bit
-    images, the 0.1 and 99.9 percentiles of eight samples for 16-bit images."""
+    """Image values that the network sees as darkest and brightest. Default: those with which 64 samples of the volume
+    are as bright and as rich in contrast as what the model learnt from."""
+    inverted: bool = False
+    """Whether membranes are bright in the image: if so it is turned round, with the default `intensity`."""
 
     @model_validator(mode="after")
     def _check(self) -> PredictOptions:
-        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
-            raise ValueError(f"intensity must be [low, high] with low < high, got {list(self.intensity)}")
+        if self.intensity is not None and self.intensity[0] == self.intensity[1]:
+            raise ValueError(f"intensity must be [low, high] with two values that differ, got {list(self.intensity)}")
+        if self.intensity is not None and self.inverted:
+            raise ValueError("inverted goes with the default intensity; with your own, write the larger value first")
+        if len(set(self.flips)) < len(self.flips):
+            raise ValueError(f"flips {list(self.flips)} name an axis twice")
         return self
 
 

@@ -17,7 +17,7 @@ from neuroshed.geometry import Box, Vec, add
 from neuroshed.kernels.child import require
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.kernels.order import MAX_VOXELS
-from neuroshed.model.inference import redundancy
+from neuroshed.model.lattice import Lattice, redundancy
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
@@ -29,8 +29,9 @@ from neuroshed.stages.segment import FRAGMENTS, Segment
 from neuroshed.stages.semantics import Semantics
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
+from neuroshed.storage.intensity import image_spread, matched
 from neuroshed.storage.locations import Location
-from neuroshed.storage.models import load_model
+from neuroshed.storage.models import ModelCard, load_model
 from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
 from neuroshed.workflow.config import Workflow
 
@@ -238,13 +239,24 @@ def _source(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> Affin
         model=_absolute(workflow.model),
         network_sha256=model.network_sha256,
         lattice=model.card.lattice,
-        normalisation=options.intensity or _intensity(image, model.card.normalisation),
+        normalisation=options.intensity or _intensity(image, model.card, options.inverted),
+        flips=_flips(options.flips, model.card.lattice),
         batch_size=options.batch_size,
         threads=options.threads,
         device=_device(options.device),
         precision=options.precision,
         torch_version=_torch_version(),
     )
+
+
+def _flips(axes: Sequence[str], lattice: Lattice) -> tuple[int, ...]:
+    flips = tuple(sorted("zyx".index(axis) for axis in axes))
+    if any(lattice.context[axis] < 1 for axis in flips):
+        raise WorkflowError(
+            f"predict.flips {list(axes)} need a voxel of context along each axis, the model has {lattice.context}; "
+            "leave the others out"
+        )
+    return flips
 
 
 def check_image(image: Volume, region: Box) -> None:
@@ -281,12 +293,16 @@ def _region(box: Box | None, shape: Vec) -> Box:
     return box or whole
 
 
-def _intensity(image: Volume, trained: tuple[float, float]) -> tuple[float, float]:
-    if image.dtype == np.uint8:
-        return trained
-    values = np.concatenate([read_sample(image, box).ravel() for box in sample_boxes(image.shape)])
-    low, high = np.percentile(values, [0.1, 99.9])
-    return float(low), float(max(high, low + 1))
+def _intensity(image: Volume, card: ModelCard, inverted: bool) -> tuple[float, float]:
+    if card.spread:
+        return matched(image_spread(image, image.box), card.spread, inverted=inverted)
+    low, high = card.normalisation
+    if image.dtype != np.uint8:
+        # A model that does not remember its images has seen all their values between -1 and 1.
+        values = np.concatenate([read_sample(image, box).ravel() for box in sample_boxes(image.shape)])
+        low, high = (float(value) for value in np.percentile(values, [0.1, 99.9]))
+        high = max(high, low + 1)
+    return (high, low) if inverted else (low, high)
 
 
 def _absolute(model: str) -> str:
