@@ -13,6 +13,7 @@ REQUIREMENTS = {
     "lsd": ["waterz==0.10.1", "mahotas==1.4.18", "scipy"],
     # The index has two lines of daisy; volara wants the older one, and pip finds that out.
     "volara": ["volara==1.0.5"],
+    "monai": ["monai==1.6.1"],
 }
 
 
@@ -42,6 +43,21 @@ def python_of(peer: str, folder: Path) -> Path:
         _call(peer, [str(python), "-m", "pip", "install", "--quiet", *requirements])
         complete.touch()
     return python
+
+
+def library_of(peer: str, folder: Path) -> Path:
+    """Folder with a peer alone, to be put on the path of a Python that has what it needs; made on the first call.
+
+    Raises `PeerError` if it cannot be.
+    """
+    requirements = REQUIREMENTS[peer]
+    library = folder / "-".join([peer, *requirements]).replace("==", "-")
+    if not (library / "complete").exists():
+        print(f"installing {peer} in {library}", file=sys.stderr)
+        target = ["--no-deps", "--upgrade", "--target", str(library)]
+        _call(peer, [sys.executable, "-m", "pip", "install", "--quiet", *target, *requirements])
+        (library / "complete").touch()
+    return library
 
 
 def _call(peer: str, command: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.model.inference import Predictor, predicted_bytes
+from neuroshed.model.inference import Predictor, patch_bytes, predicted_bytes
 from neuroshed.model.lattice import Lattice, read_box, redundancy
 from neuroshed.model.networks import UNetNetwork, normalise
 from neuroshed.model.unet import Architecture, new_network
@@ -154,8 +154,8 @@ def test_bfloat16_is_close_to_float32() -> None:
 def test_predicted_memory_grows_with_batch_and_patch() -> None:
     architecture = NET.architecture
     sizes = [
-        predicted_bytes(architecture, Lattice((side,) * 3, (2, 2, 2)), (32, 32, 32), batch)
-        for side, batch in itertools.product((16, 32), (1, 2))
+        predicted_bytes(patch_bytes(architecture, lattice), lattice, (32, 32, 32), batch)
+        for lattice, batch in itertools.product((Lattice((side,) * 3, (2, 2, 2)) for side in (16, 32)), (1, 2))
     ]
     assert sizes == sorted(sizes)
     assert sizes[1] - sizes[0] > math.prod((16, 16, 16)) * 4 * architecture.features[0]

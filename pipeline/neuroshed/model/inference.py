@@ -146,13 +146,21 @@ def _memory_advice(box: Box, batch_size: int, lattice: Lattice) -> str:
     return f"{got}, the smallest batch; run fewer tasks at once on the device or give the worker more memory"
 
 
-def predicted_bytes(
-    architecture: Architecture, lattice: Lattice, block_shape: Vec, batch_size: int, *, image_bytes: int = 1
-) -> int:
+def predicted_bytes(patch: int, lattice: Lattice, block_shape: Vec, batch_size: int, *, image_bytes: int = 1) -> int:
     """Roughly the memory, in bytes, that `Predictor.predict` takes for one block on top of the program and its weights.
 
-    `image_bytes` is the size of one voxel of the image. Meant for float32 on a CPU, where it was 4 % to 46 % more than
-    measured for nets of 8 to 32 features; bfloat16 takes about half.
+    `patch` is what one patch takes, `image_bytes` the size of one voxel of the image.
+    """
+    # A block that is not aligned to the lattice touches up to one stride more on each side, plus the context.
+    seen = math.prod(b + s + p for b, s, p in zip(block_shape, lattice.stride, lattice.patch, strict=True))
+    return seen * image_bytes + CHANNELS * math.prod(block_shape) + batch_size * patch
+
+
+def patch_bytes(architecture: Architecture, lattice: Lattice) -> int:
+    """Roughly the memory, in bytes, that a patch takes on its way through a U-Net.
+
+    Meant for float32 on a CPU, where it was 4 % to 46 % more than measured for nets of 8 to 32 features; bfloat16 takes
+    about half.
     """
     peak, skips, share = 0.0, 0.0, 1.0
     for features, pool in zip(architecture.features, (*architecture.pools, (1, 1, 1)), strict=True):
@@ -160,7 +168,4 @@ def predicted_bytes(
         skips += features * share
         share /= math.prod(pool)
     peak = max(peak, LIVE_FEATURES * architecture.features[0] + LIVE_LOGITS * architecture.out_channels)
-    # A block that is not aligned to the lattice touches up to one stride more on each side, plus the context.
-    seen = math.prod(b + s + p for b, s, p in zip(block_shape, lattice.stride, lattice.patch, strict=True))
-    activations = round(4 * batch_size * math.prod(lattice.patch) * peak)
-    return seen * image_bytes + CHANNELS * math.prod(block_shape) + activations
+    return round(4 * math.prod(lattice.patch) * peak)

@@ -136,7 +136,8 @@ class StandardisedConv3d(nn.Module):
     def __init__(self, before: int, after: int, kernel: Vec, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.weight = nn.Parameter(torch.randn(after, before, *kernel))
+        # Kernels of norm 1: only their direction counts, and the shorter they are the faster a step turns it.
+        self.weight = nn.Parameter(torch.randn(after, before, *kernel) / math.sqrt(before * math.prod(kernel)))
         self.gain = nn.Parameter(torch.ones(after))
         self.bias = nn.Parameter(torch.zeros(after))
 

@@ -8,16 +8,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec, add, mul
 from neuroshed.kernels.across import NEAREST
 from neuroshed.model.inference import Predictor, predicted_bytes
 from neuroshed.model.lattice import Lattice, read_box
-from neuroshed.model.networks import Flipped, Network, Precision, UNetNetwork
+from neuroshed.model.networks import Flipped, Network, Precision
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.locations import Location
-from neuroshed.storage.models import Model, load_model
+from neuroshed.storage.networks import ModelChoice, Opened, open_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
 
@@ -36,10 +37,10 @@ class Predict(Stage):
     """The part of the volume that is wanted; blocks that touch it are predicted whole."""
     block_shape: Vec
     shard_shape: Vec
-    model: str
-    """Name of a shipped model or path of any."""
+    model: ModelChoice
+    """Name of a shipped model, path of any of ours, or what is declared of another."""
     network_sha256: str
-    """Of weights and architecture."""
+    """Of weights and architecture, or of a foreign model's files and what is declared of it."""
     lattice: Lattice
     normalisation: tuple[float, float]
     """Image values that become -1 and 1."""
@@ -91,9 +92,8 @@ class Predict(Stage):
 
     @cached_property
     def _predictor(self) -> Predictor:
-        network: Network = UNetNetwork(
-            _load(self.model, self.network_sha256).net, self.normalisation, self.device, self.precision
-        )
+        choice = _CHOICE.dump_json(self.model)
+        network = _network(choice, self.network_sha256, self.normalisation, self.device, self.precision)
         if self.flips:
             network = Flipped(network, self.flips)
         return Predictor(network, self.lattice, self.batch_size, self.threads)
@@ -144,9 +144,8 @@ class Predict(Stage):
 
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""
-        model = _load(self.model, self.network_sha256)
         return predicted_bytes(
-            model.card.architecture,
+            _opened(_CHOICE.dump_json(self.model), self.network_sha256).patch_bytes(),
             self.lattice,
             self.block_shape,
             self.batch_size,
@@ -158,10 +157,23 @@ class Predict(Stage):
         return {"affinities": str(self.path)}
 
 
+_CHOICE: TypeAdapter[ModelChoice] = TypeAdapter(ModelChoice)
+
+
 @functools.lru_cache(maxsize=2)
-def _load(model: str, network_sha256: str) -> Model:
-    """The network, once a process; the checksum is part of the cache's key, so a changed file is read anew."""
-    loaded = load_model(model)
-    if loaded.network_sha256 != network_sha256:
-        raise BlockError(f"model {model} changed since the run was planned; put it back or plan a new run")
-    return loaded
+def _opened(choice: bytes, network_sha256: str) -> Opened:
+    """The model that some JSON chooses, once a process; the checksum makes a changed file be read anew."""
+    model = _CHOICE.validate_json(choice)
+    opened = open_model(model)
+    if opened.network_sha256 != network_sha256:
+        name = model if isinstance(model, str) else model.path
+        raise BlockError(f"model {name} changed since the run was planned; put it back or plan a new run")
+    return opened
+
+
+@functools.lru_cache(maxsize=2)
+def _network(
+    choice: bytes, network_sha256: str, intensity: tuple[float, float], device: str, precision: Precision
+) -> Network:
+    """The network on its device, once a process, however many stages and threads use it."""
+    return _opened(choice, network_sha256).network(intensity, device, precision)

@@ -23,7 +23,9 @@ from torch import Tensor
 from neuroshed.errors import InputError
 from neuroshed.geometry import Vec
 from neuroshed.model.descriptors import COUNT as DESCRIPTORS
+from neuroshed.model.inference import patch_bytes
 from neuroshed.model.lattice import Lattice
+from neuroshed.model.networks import Precision, UNetNetwork
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, UNet
 from neuroshed.storage.files import make_folder, replace_file
@@ -88,6 +90,43 @@ class Model:
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file."""
         return self.card.weights_sha256
+
+    @property
+    def lattice(self) -> Lattice:
+        """Patches in which the network is applied."""
+        return self.card.lattice
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float] | None:
+        """Voxel size in nm of the images it was trained on."""
+        return self.card.voxel_size
+
+    @property
+    def normalisation(self) -> tuple[float, float]:
+        """Intensities that become -1 and 1."""
+        return self.card.normalisation
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """Quantiles of the images it learnt from."""
+        return self.card.spread
+
+    @property
+    def scales_intensities(self) -> bool:
+        """Always: it has no scaling of its own."""
+        return True
+
+    def network(self, intensity: tuple[float, float], device: str, precision: Precision) -> UNetNetwork:
+        """The network on a device; `intensity` are the image values that become -1 and 1."""
+        return UNetNetwork(self.net, intensity, device, precision)
+
+    def patch_bytes(self) -> int:
+        """Roughly the memory in bytes that a patch takes while it goes through the network."""
+        return patch_bytes(self.card.architecture, self.card.lattice)
+
+    def describe(self) -> str:
+        """What is known of it, as JSON."""
+        return self.card.model_dump_json(indent=2)
 
     @property
     def network_sha256(self) -> str:

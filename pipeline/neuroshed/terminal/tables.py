@@ -26,6 +26,8 @@ def print_plan(plan: dict[str, Any]) -> None:
             f"redundant compute: {plan['redundant_compute']:.2f} voxels go through the network for each voxel written; "
             f"blocks that are multiples of {plan['suggested_block_multiple']} need the least"
         )
+    for warning in plan["warnings"]:
+        console.print(f"WARNING: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _disk(plan: dict[str, Any]) -> str:

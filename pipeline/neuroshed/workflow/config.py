@@ -11,7 +11,17 @@ from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from neuroshed.engine.attempts import FailureOptions
 from neuroshed.engine.clusters import ClusterConfig
@@ -23,8 +33,11 @@ from neuroshed.kernels.scores import Score
 from neuroshed.kernels.waterz import SCORES
 from neuroshed.stages.affinities import AffinityConvention
 from neuroshed.stages.semantics import MAX_CLASSES
+from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.locations import Location
 
+DECLARED = "declared"
+"""Tag of a model that is declared, which errors leave out."""
 MAX_DECIMALS = 24
 """More than any floating-point number needs, few enough for the name of a file."""
 
@@ -176,8 +189,11 @@ class Workflow(_Strict):
     """How the given affinities are stored. Default: uint8, channel c at voxel p joins p and p - e_c."""
     output: Location
     """The run folder."""
-    model: str = "fibsem"
-    """Name of a shipped model, or path of any."""
+    model: Annotated[
+        Annotated[str, Tag("")] | Annotated[ForeignModel, Tag(DECLARED)],
+        Discriminator(lambda value: "" if isinstance(value, str) else DECLARED),
+    ] = "fibsem"
+    """Name of a shipped model, path of one of yours, or what is declared of somebody else's (see `ForeignModel`)."""
     block_shape: Shape = (128, 128, 128)
     """Voxels of one task, z y x."""
     shard_shape: Shape | None = None
@@ -321,11 +337,10 @@ def parse(values: dict[str, Any], source: str = "workflow") -> Workflow:
         return Workflow.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "workflow"
+        location = tuple(part for part in first["loc"] if part != DECLARED)
+        where = ".".join(str(part) for part in location) or "workflow"
         if first["type"] == "extra_forbidden":
-            raise WorkflowError(
-                f"{source}: unknown key {where}; known are {', '.join(_known(first['loc']))}"
-            ) from error
+            raise WorkflowError(f"{source}: unknown key {where}; known are {', '.join(_known(location))}") from error
         # What a missing key is missing from would be too long; a list that is too short is shown.
         missing_key = first["type"] == "missing" and not isinstance(first["loc"][-1], int)
         got = "" if missing_key or first["type"] == "value_error" else f", got {first['input']!r}"

@@ -6,18 +6,14 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from neuroshed.engine.coordinator import ordered
-from neuroshed.errors import InputError, WorkflowError
-from neuroshed.geometry import Box, Vec, add
+from neuroshed.errors import WorkflowError
+from neuroshed.geometry import Vec
 from neuroshed.kernels.child import require
 from neuroshed.kernels.merging import integer_threshold
-from neuroshed.kernels.order import MAX_VOXELS
-from neuroshed.model.lattice import Lattice, redundancy
+from neuroshed.model.lattice import redundancy
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
@@ -28,12 +24,10 @@ from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import FRAGMENTS, Segment
 from neuroshed.stages.semantics import Semantics
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
-from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
-from neuroshed.storage.intensity import image_spread, matched
 from neuroshed.storage.locations import Location
-from neuroshed.storage.models import ModelCard, load_model
-from neuroshed.storage.volumes import Volume, check_block_shape, open_volume
+from neuroshed.storage.volumes import check_block_shape
 from neuroshed.workflow.config import Workflow
+from neuroshed.workflow.prediction import check_size, plan_predict, region_of, voxel_size_warning
 
 FRONTIER_LAYERS = 4
 """Layers of blocks across the longest axis in which predicted affinities wait for the last that reads them: two by
@@ -87,13 +81,21 @@ class Plan:
             "voxels": fragments.region.size,
             "block_shape": list(fragments.block_shape),
             "tree_levels": len(self.segments[0].grids),
-            "redundant_compute": redundancy(source.lattice, source.block_shape)
+            "redundant_compute": redundancy(source.lattice, source.block_shape) * 2 ** len(source.flips)
             if isinstance(source, Predict)
             else None,
             "suggested_block_multiple": list(source.lattice.stride) if isinstance(source, Predict) else None,
             "peak_disk_bytes": self.peak_disk_bytes,
+            "warnings": self.warnings,
             "stages": rows,
         }
+
+    @property
+    def warnings(self) -> list[str]:
+        """What looks odd, but may be meant."""
+        source = self.fragments.source
+        warning = voxel_size_warning(source) if isinstance(source, Predict) else None
+        return [warning] if warning else []
 
     @property
     def peak_disk_bytes(self) -> int:
@@ -181,7 +183,7 @@ def _fragments(
     common: dict[str, Any] = {
         "run_folder": run_folder,
         "source": source,
-        "region": _region(workflow.box, source.volume_shape),
+        "region": region_of(workflow.box, source.volume_shape),
         "block_shape": workflow.block_shape,
         "shard_shape": shard_shape,
         "low": math.ceil(Fraction(options.low) * 255),
@@ -218,108 +220,6 @@ def _semantics(workflow: Workflow, source: Affinities | Predict) -> Semantics | 
 def _source(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> Affinities | Predict:
     if workflow.affinities is not None:
         source = Affinities.of(run_folder, workflow.affinities, workflow.convention, workflow.long_range)
-        _check_size(source.volume_shape)
+        check_size(source.volume_shape)
         return source
-    assert workflow.image is not None
-    image = open_volume(workflow.image)
-    region = _region(workflow.box, image.shape)
-    check_image(image, region)
-    model = load_model(Path(workflow.model).expanduser())
-    options = workflow.predict
-    return Predict(
-        run_folder=run_folder,
-        image=image.path,
-        image_identity=volume_identity(image),
-        volume_shape=image.shape,
-        voxel_size=image.voxel_size,
-        offset=image.offset,
-        region=region,
-        block_shape=workflow.block_shape,
-        shard_shape=shard_shape,
-        model=_absolute(workflow.model),
-        network_sha256=model.network_sha256,
-        lattice=model.card.lattice,
-        normalisation=options.intensity or _intensity(image, model.card, options.inverted),
-        flips=_flips(options.flips, model.card.lattice),
-        batch_size=options.batch_size,
-        threads=options.threads,
-        device=_device(options.device),
-        precision=options.precision,
-        torch_version=_torch_version(),
-    )
-
-
-def _flips(axes: Sequence[str], lattice: Lattice) -> tuple[int, ...]:
-    flips = tuple(sorted("zyx".index(axis) for axis in axes))
-    if any(lattice.context[axis] < 1 for axis in flips):
-        raise WorkflowError(
-            f"predict.flips {list(axes)} need a voxel of context along each axis, the model has {lattice.context}; "
-            "leave the others out"
-        )
-    return flips
-
-
-def check_image(image: Volume, region: Box) -> None:
-    """Raise `InputError` unless a volume can be predicted: 8 or 16 bits, no channels, not constant in `region`."""
-    if image.channels is not None:
-        raise InputError(
-            f"image {image.path} has {image.channels} channels; needed is one: name a single-channel array"
-        )
-    if image.dtype.kind not in "ui" or image.dtype.itemsize > 2:
-        raise InputError(
-            f"image {image.path} is {image.dtype}; needed are integers of 8 or 16 bits: convert it, for instance with "
-            "`neuroshed import --range LOW HIGH`"
-        )
-    _check_size(image.shape)
-    boxes = [Box(add(region.start, box.start), add(region.start, box.stop)) for box in sample_boxes(region.shape)]
-    samples = [read_sample(image, box) for box in boxes]
-    values = {int(value) for sample in samples for value in (sample.min(), sample.max())}
-    if len(values) == 1:
-        raise InputError(
-            f"image {image.path} is constant: eight boxes sampled in {region} hold only {values.pop()}; check that it "
-            "was written whole, or give a `box` that holds tissue"
-        )
-
-
-def _check_size(shape: Vec) -> None:
-    if math.prod(shape) > MAX_VOXELS:
-        raise InputError(f"a volume of {math.prod(shape)} voxels is beyond the limit of {MAX_VOXELS}; split it")
-
-
-def _region(box: Box | None, shape: Vec) -> Box:
-    whole = Box.of_shape(shape)
-    if box is not None and (box.empty or not whole.contains(box)):
-        raise WorkflowError(f"box {box} is not inside the volume {whole}; choose one that is")
-    return box or whole
-
-
-def _intensity(image: Volume, card: ModelCard, inverted: bool) -> tuple[float, float]:
-    if card.spread:
-        return matched(image_spread(image, image.box), card.spread, inverted=inverted)
-    low, high = card.normalisation
-    if image.dtype != np.uint8:
-        # A model that does not remember its images has seen all their values between -1 and 1.
-        values = np.concatenate([read_sample(image, box).ravel() for box in sample_boxes(image.shape)])
-        low, high = (float(value) for value in np.percentile(values, [0.1, 99.9]))
-        high = max(high, low + 1)
-    return (high, low) if inverted else (low, high)
-
-
-def _absolute(model: str) -> str:
-    path = Path(model).expanduser()
-    stems = (path, path.with_name(path.name + ".json"))
-    return str(path.resolve()) if any(stem.exists() for stem in stems) else model
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _torch_version() -> str:
-    import torch
-
-    return str(torch.__version__)
+    return plan_predict(workflow, run_folder, shard_shape)

@@ -23,7 +23,7 @@ from neuroshed.stages.registry import parse_stage
 from neuroshed.storage.files import is_disk_full
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.locations import Location
-from neuroshed.storage.models import load_model
+from neuroshed.storage.networks import open_model
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.folder import MODEL_CARD_FILE, PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE
 from neuroshed.workflow.plan import Plan, droppable_steps, make_plan
@@ -42,13 +42,14 @@ def start(plan: Plan, options: Options | None = None) -> Summary:
     source = plan.fragments.source
     if isinstance(source, Predict):
         # As it is meant from anywhere: `resume` may be called in another folder.
-        workflow |= {"model": source.model}
+        model = source.model
+        workflow |= {"model": model if isinstance(model, str) else model.model_dump(mode="json", exclude_none=True)}
     files = {
         WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
         PLAN_FILE: json.dumps([segment.model_dump(mode="json") for segment in plan.segments], indent=2),
     }
     if isinstance(source, Predict):
-        files[MODEL_CARD_FILE] = load_model(source.model).card.model_dump_json(indent=2)
+        files[MODEL_CARD_FILE] = open_model(source.model).describe()
     again = f"`neuroshed resume {plan.run_folder}` goes on"
     given = plan.workflow
     used = replace(
