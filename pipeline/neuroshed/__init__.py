@@ -24,6 +24,7 @@ from neuroshed.version import __version__ as __version__
 if TYPE_CHECKING:
     from neuroshed.api import (
         cancel,
+        check_model,
         clean,
         cut,
         evaluate,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     # verbs
     "cancel",
+    "check_model",
     "clean",
     "cut",
     "demo",

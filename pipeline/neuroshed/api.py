@@ -20,6 +20,7 @@ from neuroshed.geometry import Box, Vec
 from neuroshed.stages.evaluate import Contingency, evaluate_tables
 from neuroshed.stages.imports import Import
 from neuroshed.storage.files import sync_path
+from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow import clean as cleaning
@@ -287,6 +288,27 @@ def _evaluation_blocks(shard_shape: Vec) -> Vec:
     """Whole shards, of about 256 voxels a side."""
     z, y, x = (side * max(256 // side, 1) for side in shard_shape)
     return z, y, x
+
+
+def check_model(model: PathLike | ForeignModel, image: PathLike, *, trust: bool = False, **predict: Any) -> Summary:
+    """Run one patch of an image through a model and report what that shows.
+
+    `model` is a name or path of ours, a YAML file that declares another, or the declaration itself; `trust` says that
+    the file's model may run code. `predict` takes the keys of a workflow's `predict` section.
+
+    Returns shapes, the range of each channel, `neighbour` (which neighbour's edges it holds by what the image shows),
+    `shift` of all channels, `seam` (border of a patch against the middle of another, in 1/255), seconds a patch by
+    batch size, memory, `suggested` batch size and context, and `faults`, lines that say what is most likely wrong.
+    """
+    from neuroshed.storage.networks import read_declaration
+    from neuroshed.workflow.model_check import check_model as check
+
+    if not isinstance(model, ForeignModel):
+        path = Path(model)
+        declared = path.suffix in (".yaml", ".yml") and path.name != "rdf.yaml"
+        model = read_declaration(path, trust=trust) if declared else os.fspath(model)
+    options = workflows.parse({"image": os.fspath(image), "output": "none", "predict": predict}, "options").predict
+    return check(model, Location.of(image), options)
 
 
 def train(

@@ -39,6 +39,43 @@ def _disk(plan: dict[str, Any]) -> str:
     return f"disk: at most {size(plan['peak_disk_bytes'])} at a time before compression; {end}"
 
 
+def print_model_check(report: dict[str, Any]) -> None:
+    """What a patch through a model showed."""
+    console = Console(soft_wrap=True)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    line(f"{report['model']} on {report['image']}, {report['box']}, {report['device']}")
+    line(
+        f"patch {report['patch']}, context {report['context']}, kept {report['kept']}: "
+        f"{report['redundant_compute']:.2f} voxels go through the network for each one kept"
+    )
+    if report["intensity"]:
+        line(f"image values {report['intensity'][0]:g} to {report['intensity'][1]:g} are darkest to brightest")
+    table = Table()
+    for column in ("channel", "lowest", "mean", "highest", "neighbour", "lag z y x", "correlation"):
+        table.add_column(column, justify="left" if column == "channel" else "right", no_wrap=True)
+    for row in report["channels"]:
+        numbers = (f"{row[name]:.3f}" for name in ("lowest", "mean", "highest"))
+        told = row.get("neighbour", "patch too small")
+        lag = " ".join(f"{value:+.2f}" for value in row.get("lag", ()))
+        table.add_row(row["channel"], *numbers, told or "cannot tell", lag, f"{row.get('correlation', 0):.2f}")
+    console.print(table)
+    seam = report["seam"]
+    line(
+        f"seams along {seam['axis']}: border of a patch against the middle of another {seam['border']:.2f}/255, inside "
+        f"{seam['inside']:.2f}/255"
+        if seam
+        else "seams: the volume is too small to tell"
+    )
+    times = ", ".join(f"{seconds:.3g} s at batch size {size}" for size, seconds in report["seconds"].items())
+    line(f"a patch takes {times}: {report['voxels_per_second']:,} voxels/s; memory {size(report['memory_bytes'])}")
+    line(f"suggested: {', '.join(f'{key} {value}' for key, value in report['suggested'].items())}")
+    for fault in report["faults"]:
+        line(f"FAULT: {fault}")
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """How a run ended and where its outputs are."""
     console = Console(soft_wrap=True)

@@ -45,11 +45,11 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         model=choice,
         network_sha256=model.network_sha256,
         lattice=model.lattice,
-        normalisation=_intensity(image, model, options),
+        normalisation=intensity_of(image, model, options),
         flips=_flips(options.flips, model.lattice),
         batch_size=options.batch_size,
         threads=options.threads,
-        device=_device(options.device),
+        device=device_of(options.device),
         precision=options.precision,
         torch_version=_torch_version(),
     )
@@ -57,15 +57,19 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
 
 def voxel_size_warning(predict: Predict) -> str | None:
     """A line if the image has other voxels than those that the model learnt from."""
-    trained = open_model(predict.model).voxel_size
+    return odd_voxel_size(str(predict.image), predict.voxel_size, open_model(predict.model).voxel_size)
+
+
+def odd_voxel_size(image: str, found: Sequence[float], trained: Sequence[float] | None) -> str | None:
+    """A line if voxels of an image (nm, z y x) have other sides than those that a model was trained for, if known."""
     if trained is None:
         return None
-    ratios = [have / learnt for have, learnt in zip(predict.voxel_size, trained, strict=True)]
+    ratios = [have / learnt for have, learnt in zip(found, trained, strict=True)]
     if all(1 / ODD_RATIO < ratio < ODD_RATIO for ratio in ratios):
         return None
     told = " x ".join(f"{ratio:.2g}" for ratio in ratios)
     return (
-        f"voxels of {predict.image} are {_nm(predict.voxel_size)} nm, the model learnt from {_nm(trained)} nm ({told} "
+        f"voxels of {image} are {_nm(found)} nm, the model learnt from {_nm(trained)} nm ({told} "
         "times as large): its affinities may be poor; rescale the image, or take or train another model"
     )
 
@@ -120,7 +124,8 @@ def _flips(axes: Sequence[str], lattice: Lattice) -> tuple[int, ...]:
     return flips
 
 
-def _intensity(image: Volume, model: Opened, options: PredictOptions) -> tuple[float, float]:
+def intensity_of(image: Volume, model: Opened, options: PredictOptions) -> tuple[float, float]:
+    """Image values that the network sees as darkest and brightest, of the whole volume."""
     if not model.scales_intensities:
         if options.intensity or options.inverted:
             raise WorkflowError("predict.intensity and inverted have no effect on this model, which scales by itself")
@@ -138,7 +143,8 @@ def _intensity(image: Volume, model: Opened, options: PredictOptions) -> tuple[f
     return (high, low) if options.inverted else (low, high)
 
 
-def _device(device: str) -> str:
+def device_of(device: str) -> str:
+    """The device that is meant: `auto` is cuda where there is one."""
     if device != "auto":
         return device
     import torch
