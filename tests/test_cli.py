@@ -65,6 +65,7 @@ def test_every_verb_is_a_documented_function() -> None:
         "evaluate",
         "import",
         "init",
+        "model",
         "plan",
         "resume",
         "retry",
@@ -72,11 +73,12 @@ def test_every_verb_is_a_documented_function() -> None:
         "runs",
         "status",
         "submit",
+        "sweep",
         "train",
         "verify",
     ]
     for command in COMMANDS:
-        function = getattr(neuroshed, "import_volume" if command == "import" else command)
+        function = getattr(neuroshed, {"import": "import_volume", "model": "check_model"}.get(command, command))
         assert callable(function)
         assert function.__doc__
         # A module of the same name would take the function's place once it is imported.

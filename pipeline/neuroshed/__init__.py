@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         runs,
         status,
         submit,
+        sweep,
         train,
         verify,
     )
@@ -63,6 +64,7 @@ __all__ = [
     "runs",
     "status",
     "submit",
+    "sweep",
     "train",
     "verify",
     # values and errors

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,18 @@ from neuroshed.engine.coordinator import Options
 from neuroshed.engine.progress import Watcher
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec
-from neuroshed.stages.evaluate import Contingency, evaluate_tables
+from neuroshed.stages.evaluate import score_table
 from neuroshed.stages.imports import Import
 from neuroshed.storage.files import sync_path
 from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.locations import Location
-from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow import clean as cleaning
 from neuroshed.workflow import config as workflows
 from neuroshed.workflow import cut as cuts
 from neuroshed.workflow import launch, listing, requests
 from neuroshed.workflow import run as runs_
 from neuroshed.workflow import status as state
+from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
 from neuroshed.workflow.plan import Plan, make_plan
 
@@ -275,19 +274,34 @@ def evaluate(
 
     Voxels of truth 0 are left out. The contingency table is summed block by block.
     """
-    shape = block_shape or _evaluation_blocks(open_volume(segmentation).shard_shape)
-    with tempfile.TemporaryDirectory(prefix="neuroshed-evaluate-") as folder:
-        scratch = Location.of(folder)
-        stage = Contingency.of(scratch, Location.of(segmentation), Location.of(truth), shape, box)
-        used = cluster or ClusterConfig(kind="in-process")
-        runs_.run_stages(scratch, [stage], Options(cluster=used, watch=watch), again="evaluate again")
-        return evaluate_tables(stage).as_json()
+    used = cluster or ClusterConfig(kind="in-process")
+    volumes = Location.of(segmentation), Location.of(truth)
+    return score_table(sweeps.count_pairs(*volumes, box, used, watch, block_shape)).as_json()
 
 
-def _evaluation_blocks(shard_shape: Vec) -> Vec:
-    """Whole shards, of about 256 voxels a side."""
-    z, y, x = (side * max(256 // side, 1) for side in shard_shape)
-    return z, y, x
+def sweep(
+    run_folder: PathLike,
+    truth: PathLike,
+    *,
+    thresholds: Sequence[str | float] = (),
+    box: Box | None = None,
+    plot: PathLike | None = None,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = quiet,
+) -> Summary:
+    """Score a run at many thresholds (default: 0.05, 0.1, ... from the lowest recorded) without writing segmentations.
+
+    `plot` is a PNG of VOI split against merge. Returns `best_threshold` (lowest VOI) and the `scores`, each as of
+    `evaluate`. The run's fragments before any merge are written if they are not there.
+    """
+    from neuroshed.report.sweep_figure import draw_sweep
+
+    scores = sweeps.sweep(Location.of(run_folder), Location.of(truth), thresholds, box, cluster, watch)
+    found = sweeps.as_json(scores)
+    if plot is not None:
+        heading = f"{Path(os.fspath(run_folder)).name} against {Path(os.fspath(truth)).name}"
+        found["plot"] = str(draw_sweep(Path(plot), scores, found["best_threshold"], heading))
+    return found
 
 
 def check_model(model: PathLike | ForeignModel, image: PathLike, *, trust: bool = False, **predict: Any) -> Summary:

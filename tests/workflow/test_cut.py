@@ -13,7 +13,8 @@ from click.testing import CliRunner
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.errors import InputError, WorkflowError
-from neuroshed.storage.volumes import open_volume
+from neuroshed.geometry import Box
+from neuroshed.storage.volumes import create_volume, open_volume
 
 from ..promises.chunks import random_affinities, write_affinities
 
@@ -100,3 +101,35 @@ def test_merges_that_are_not_there_are_not_guessed(settings: list[str], tmp_path
         neuroshed.cut(tmp_path / "run", ["0.4"])
     with pytest.raises(InputError, match="holds no run"):
         neuroshed.cut(tmp_path / "nothing", ["0.4"])
+
+
+def test_a_sweep_scores_what_cuts_would_be(settings: list[str], tmp_path: Path) -> None:
+    summary = run(settings, tmp_path / "run", "fragments.dust=3", "agglomerate.lowest_threshold=0.1")
+    truth = tmp_path / "truth.zarr"
+    volume = open_volume(summary["segmentations"]["0.5"])
+    drawn = np.random.default_rng(1).integers(0, 4, SHAPE).astype(np.uint64)
+    create_volume(truth, shape=SHAPE, dtype=np.uint64, shard_shape=SHAPE, voxel_size=(1, 1, 1)).write(volume.box, drawn)
+    found = neuroshed.sweep(tmp_path / "run", truth, plot=tmp_path / "sweep.png")
+    assert list(found["scores"]) == [f"{step / 20:g}" for step in range(2, 20)]
+    assert len({row["segments"] for row in found["scores"].values()}) > 3
+    best = found["scores"][found["best_threshold"]]
+    assert best["voi"] == min(row["voi"] for row in found["scores"].values())
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    thresholds = ["0.1", "0.35", "0.6", "0.95"]
+    cuts = neuroshed.cut(tmp_path / "run", thresholds)["segmentations"]
+    for threshold in thresholds:
+        assert found["scores"][threshold] == neuroshed.evaluate(cuts[threshold], truth)
+    box = Box((1, 0, 2), (7, 9, 12))
+    part = neuroshed.sweep(tmp_path / "run", truth, thresholds=thresholds, box=box)
+    assert part["scores"]["0.6"] == neuroshed.evaluate(cuts["0.6"], truth, box=box)
+
+
+def test_a_sweep_by_the_command_line(settings: list[str], tmp_path: Path) -> None:
+    summary = run(settings, tmp_path / "run")
+    truth = summary["segmentations"]["0.5"]
+    told = CliRunner().invoke(main, ["sweep", str(tmp_path / "run"), truth])
+    assert told.exit_code == 0, told.output
+    assert "lowest VOI 0.000 at threshold 0.5" in told.stdout
+    low = CliRunner().invoke(main, ["sweep", str(tmp_path / "run"), truth, "--threshold", "0.1"])
+    assert low.exit_code == 2
+    assert "threshold 0.1 is below 0.2, down to which merges were recorded" in low.stderr

@@ -12,7 +12,10 @@ from neuroshed.terminal.tables import print_model_check
 
 @main.group()
 def model() -> None:
-    """Look at networks: `model check` before a run."""
+    """Look at networks before a run.
+
+    Example: neuroshed model check fibsem a.zarr
+    """
 
 
 @model.command()

@@ -1,4 +1,4 @@
-"""Commands that work on what runs have made: cut, verify, evaluate, clean."""
+"""Commands that work on what runs have made: cut, verify, evaluate, sweep, clean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import click
 from neuroshed.cli.base import cluster_of, cluster_option, command, json_option, main, run_argument, show
 from neuroshed.geometry import Box
 from neuroshed.terminal.bars import Bars
-from neuroshed.terminal.tables import print_cleaned, print_finds, print_scores, print_summary, print_verified
+from neuroshed.terminal.tables import (
+    print_cleaned,
+    print_finds,
+    print_scores,
+    print_summary,
+    print_sweep,
+    print_verified,
+)
 
 
 @main.command()
@@ -67,10 +74,44 @@ def evaluate(segmentation: str, truth: str, box: tuple[int, ...] | None, cluster
     """
     from neuroshed import api
 
-    region = Box((box[0], box[1], box[2]), (box[3], box[4], box[5])) if box else None
+    region = _box(box)
     with Bars() as bars:
         scores = api.evaluate(segmentation, truth, box=region, cluster=cluster_of(cluster), watch=bars)
     show(scores, as_json, lambda found: print_scores({"": found}))
+
+
+@main.command()
+@run_argument
+@click.argument("truth")
+@click.option("--threshold", "thresholds", multiple=True, help="Score in 0..1. Repeatable. Default: 0.05, 0.1, ...")
+@click.option("--box", type=int, nargs=6, metavar="Z0 Y0 X0 Z1 Y1 X1", help="Score only this box (half-open, voxels).")
+@click.option("--plot", help="PNG of VOI split against merge.")
+@cluster_option
+@json_option
+@command
+def sweep(
+    run_folder: str,
+    truth: str,
+    thresholds: tuple[str, ...],
+    box: tuple[int, ...] | None,
+    plot: str | None,
+    cluster: str | None,
+    as_json: bool,
+) -> None:
+    """Score RUN against TRUTH at many thresholds, without writing segmentations, and say which is best.
+
+    Example: neuroshed sweep run1 truth.zarr --plot sweep.png
+    """
+    from neuroshed import api
+
+    options: dict[str, Any] = {"thresholds": thresholds, "box": _box(box), "plot": plot}
+    with Bars() as bars:
+        found = api.sweep(run_folder, truth, **options, cluster=cluster_of(cluster), watch=bars)
+    show(found, as_json, print_sweep)
+
+
+def _box(numbers: tuple[int, ...] | None) -> Box | None:
+    return Box((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])) if numbers else None
 
 
 @main.command()

@@ -158,14 +158,25 @@ class Scores:
 
 
 def evaluate_tables(stage: Contingency) -> Scores:
-    """Score the summed tables of all blocks of a finished stage, read one by one.
+    """Score the summed tables of all blocks of a finished stage; raises as `summed_table`."""
+    return score_table(summed_table(stage))
+
+
+def summed_table(stage: Contingency) -> ContingencyTable:
+    """The sum of the tables of all blocks of a finished stage, read one by one.
 
     Raises `InputError` if the truth has no label in the box, `BlockError` for a table that is missing or damaged.
     """
     table = add_contingency(_tables(stage))
-    labelled = table.truth != 0
-    if not labelled.any():
+    if not (table.truth != 0).any():
         raise InputError(f"truth {stage.truth} has no label but 0 in box {stage.box}; nothing can be scored")
+    return table
+
+
+def score_table(table: ContingencyTable) -> Scores:
+    """Score a table in which some truth is not 0; label pairs may occur more than once."""
+    table = add_contingency([table])
+    labelled = table.truth != 0
     variation = variation_of_information(table)
     segments = np.unique(table.seg[labelled])
     return Scores(

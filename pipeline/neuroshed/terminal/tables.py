@@ -117,6 +117,16 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
     Console().print(table)
 
 
+def print_sweep(found: dict[str, Any]) -> None:
+    """Scores by threshold, the best one, and where its plot is."""
+    print_scores(found["scores"])
+    console = Console(soft_wrap=True)
+    best = found["best_threshold"]
+    console.print(f"lowest VOI {found['scores'][best]['voi']:.3f} at threshold {best}", highlight=False)
+    if "plot" in found:
+        console.print(f"plot: {found['plot']}", markup=False, highlight=False)
+
+
 def print_finds(found: dict[str, Any]) -> None:
     """What can be removed, and how much that frees, by reason."""
     console = Console()
