@@ -70,7 +70,7 @@ def test_commands(folder: Path) -> None:
         if command.startswith("neuroshed init train"):
             shorten_training(folder / "train.yaml")
     first = ["import", "plan", "run", "resume", "cut", "submit", "status", "cancel"]
-    assert run == [*first, "import", "evaluate", "run", "init", "train"]
+    assert run == [*first, "import", "evaluate", "run", "init", "train", "model", "sweep"]
 
 
 def test_python(folder: Path) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.geometry import Box
-from neuroshed.storage.models import load_model
+from neuroshed.storage.models import load_model, save_model
 from neuroshed.storage.volumes import open_volume
 from neuroshed.terminal.units import size
 from neuroshed.workflow.config import load
@@ -265,3 +265,36 @@ def test_sixteen_bits_are_scaled_by_their_percentiles(settings: list[str], image
         np.testing.assert_allclose(got.astype(np.int64), expected.astype(np.int64), atol=1 if got.ndim == 4 else 0)
     default = arrays(run(settings, f"image={wide}", "box=[[0,0,0],[8,16,16]]"))
     assert np.abs(default[0].astype(int) - narrow[0]).mean() < 5
+
+
+def test_a_larger_patch_computes_less_twice(settings: list[str]) -> None:
+    plan = neuroshed.plan("segment", [*settings, "predict.patch=[20,20,20]"])
+    assert plan["redundant_compute"] == pytest.approx((20 / 16) ** 3)
+    assert plan["suggested_block_multiple"] == [16, 16, 16]
+    flipped = neuroshed.plan("segment", [*settings, "predict.patch=[20,20,20]", "predict.flips=[z,x]"])
+    assert flipped["redundant_compute"] == pytest.approx(4 * (20 / 16) ** 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["predict.patch=[13,12,12]"], ["is not a multiple of the product of the poolings, (2, 2, 2)"]),
+        (["predict.patch=[4,12,12]"], ["must be larger than twice the model's context (2, 2, 2)"]),
+        (["predict.patch=[1200,1200,1200]"], ["predict needs", "GB, there are", "smaller predict.patch"]),
+        (["predict.batch_size=1000000"], ["1000000 at a time", "smaller predict.patch, predict.batch_size"]),
+    ],
+)
+def test_patches_that_cannot_be_are_refused(settings: list[str], given: list[str], words: list[str]) -> None:
+    told = refusal([*settings, *given])
+    assert all(word in told for word in words), told
+
+
+def test_voxels_of_another_size_are_told(settings: list[str], image: Path, model: Path, tmp_path: Path) -> None:
+    assert neuroshed.plan("segment", settings)["warnings"] == []
+    loaded = load_model(model)
+    card = loaded.card.model_copy(update={"voxel_size": (40.0, 4.0, 4.0)})
+    other = save_model(tmp_path / "coarse", card, loaded.net.state_dict())
+    words = [word for text in (*settings, f"model={other}") for word in ("--set", text)]
+    told = CliRunner().invoke(main, ["plan", "segment", *words])
+    assert told.exit_code == 0
+    assert "are 10 x 10 x 10 nm, the model learnt from 40 x 4 x 4 nm (0.25 x 2.5 x 2.5 times as large)" in told.stdout

@@ -149,9 +149,8 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
     Raises `WorkflowError` if a given scheduler does not answer or has no workers.
     """
     import dask
-    from distributed.system import MEMORY_LIMIT
 
-    memory = int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
+    memory = local_memory(config) or 0
     with scratch_folder() as scratch, dask.config.set(_settings(str(scratch))):
         if config.kind == "address":
             with _client(config.address) as client:
@@ -173,6 +172,15 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
                 cluster.loop.add_callback(server.http_server.stop)
             client = stack.enter_context(_client(cluster))
             yield Connection(client, memory, scratch if processes else None, processes)
+
+
+def local_memory(config: ClusterConfig) -> int | None:
+    """Bytes that all tasks of a cluster on this machine share; None if its workers are elsewhere."""
+    from distributed.system import MEMORY_LIMIT
+
+    if config.kind == "address":
+        return None
+    return int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
 
 
 def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:

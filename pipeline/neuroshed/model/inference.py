@@ -7,7 +7,9 @@ how the volume was divided.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,7 @@ CHANNELS = len(NEAREST)
 # Copies of its feature maps that a level has in memory at once, and of the logits (measured, rounded up).
 LIVE_FEATURES = 6
 LIVE_LOGITS = 4
+_QUEUE = threading.Lock()
 _FINITE_ADVICE = "check the model's weights, and try predict.precision float32 if it is bfloat16"
 
 
@@ -94,7 +97,8 @@ class Predictor:
         kept = Box(self.lattice.context, add(self.lattice.context, self.lattice.stride))
         device = self.network.device
         on_gpu = device.startswith("cuda")
-        with torch.inference_mode():
+        # Tasks that share a GPU queue up whole batches, so that only one at a time has its activations in memory.
+        with torch.inference_mode(), _QUEUE if on_gpu else nullcontext():
             values = torch.from_numpy(batch)
             values = values.pin_memory().to(device, non_blocking=True) if on_gpu else values
             affinities = self.network.affinities(values, kept)

@@ -145,7 +145,7 @@ class Predict(Stage):
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""
         return predicted_bytes(
-            _opened(_CHOICE.dump_json(self.model), self.network_sha256).patch_bytes(),
+            _opened(_CHOICE.dump_json(self.model), self.network_sha256).patch_bytes(self.lattice),
             self.lattice,
             self.block_shape,
             self.batch_size,

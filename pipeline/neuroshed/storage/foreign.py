@@ -148,10 +148,10 @@ class Foreign:
         """Whether image values are scaled by what is declared or asked for, and not by the model itself."""
         return self.source.scaling is None
 
-    def patch_bytes(self) -> int:
+    def patch_bytes(self, lattice: Lattice) -> int:
         """Roughly the memory in bytes that a patch takes while it goes through the network."""
         gigabytes = self.declared.memory_gb
-        return round(gigabytes * 1e9) if gigabytes else UNKNOWN_BYTES * math.prod(self.lattice.patch)
+        return round(gigabytes * 1e9) if gigabytes else UNKNOWN_BYTES * math.prod(lattice.patch)
 
     def describe(self) -> str:
         """What is known of it, as JSON."""

@@ -120,9 +120,9 @@ class Model:
         """The network on a device; `intensity` are the image values that become -1 and 1."""
         return UNetNetwork(self.net, intensity, device, precision)
 
-    def patch_bytes(self) -> int:
+    def patch_bytes(self, lattice: Lattice) -> int:
         """Roughly the memory in bytes that a patch takes while it goes through the network."""
-        return patch_bytes(self.card.architecture, self.card.lattice)
+        return patch_bytes(self.card.architecture, lattice)
 
     def describe(self) -> str:
         """What is known of it, as JSON."""

@@ -93,6 +93,9 @@ class PredictOptions(_Strict):
 
     batch_size: int = Field(default=1, ge=1)
     """Patches that go through the network at once."""
+    patch: Shape | None = None
+    """Voxels of a patch, z y x, of one of our models: larger ones compute less twice and take more memory. Default:
+    what the model was made with."""
     threads: int = Field(default=1, ge=1)
     """Processor threads of one task."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

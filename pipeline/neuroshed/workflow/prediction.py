@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuroshed.engine.clusters import local_memory
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec, add
 from neuroshed.kernels.order import MAX_VOXELS
@@ -15,6 +16,7 @@ from neuroshed.stages.predict import Predict
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.intensity import image_spread, matched
 from neuroshed.storage.locations import Location
+from neuroshed.storage.models import Model
 from neuroshed.storage.networks import Opened, open_model, resolved
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.workflow.config import PredictOptions, Workflow
@@ -32,7 +34,8 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
     choice = resolved(workflow.model)
     model = open_model(choice)
     options = workflow.predict
-    return Predict(
+    lattice = _lattice(model, options.patch)
+    predict = Predict(
         run_folder=run_folder,
         image=image.path,
         image_identity=volume_identity(image),
@@ -44,15 +47,17 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         shard_shape=shard_shape,
         model=choice,
         network_sha256=model.network_sha256,
-        lattice=model.lattice,
+        lattice=lattice,
         normalisation=intensity_of(image, model, options),
-        flips=_flips(options.flips, model.lattice),
+        flips=_flips(options.flips, lattice),
         batch_size=options.batch_size,
         threads=options.threads,
         device=device_of(options.device),
         precision=options.precision,
         torch_version=_torch_version(),
     )
+    check_memory(predict, local_memory(workflow.cluster))
+    return predict
 
 
 def voxel_size_warning(predict: Predict) -> str | None:
@@ -112,6 +117,30 @@ def region_of(box: Box | None, shape: Vec) -> Box:
     if box is not None and (box.empty or not whole.contains(box)):
         raise WorkflowError(f"box {box} is not inside the volume {whole}; choose one that is")
     return box or whole
+
+
+def _lattice(model: Opened, patch: Vec | None) -> Lattice:
+    if patch is None:
+        return model.lattice
+    if not isinstance(model, Model):
+        raise WorkflowError("predict.patch is for our own models; declare input_shape instead")
+    multiple, context = model.card.architecture.multiple, model.lattice.context
+    if any(side % m for side, m in zip(patch, multiple, strict=True)):
+        raise WorkflowError(f"predict.patch {patch} is not a multiple of the product of the poolings, {multiple}")
+    if any(side <= 2 * c for side, c in zip(patch, context, strict=True)):
+        raise WorkflowError(f"predict.patch {patch} must be larger than twice the model's context {context}")
+    return Lattice(patch, context)
+
+
+def check_memory(predict: Predict, available: int | None) -> None:
+    """Raise `WorkflowError` if a task needs more bytes than there are, so that it could never run."""
+    needed = predict.memory_bytes("")
+    if available is not None and needed > available:
+        raise WorkflowError(
+            f"a block of {predict.title} needs {needed / 1e9:.1f} GB, there are {available / 1e9:.1f} GB: patches of "
+            f"{predict.lattice.patch}, {predict.batch_size} at a time, in blocks of {predict.block_shape}; choose a "
+            "smaller predict.patch, predict.batch_size or block_shape"
+        )
 
 
 def _flips(axes: Sequence[str], lattice: Lattice) -> tuple[int, ...]:
