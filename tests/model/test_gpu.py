@@ -64,6 +64,6 @@ def test_tasks_that_share_it_have_one_batch_of_activations() -> None:
 
 
 def test_out_of_memory_names_the_batch_size() -> None:
-    large = Predictor(predictor().network, LATTICE, 100_000)
-    with pytest.raises(BlockError, match="set batch_size to 50000"):
+    large = Predictor(predictor().network, LATTICE, 20_000)
+    with pytest.raises(BlockError, match="set batch_size to 10000"):
         large.predict(IMAGE, WHOLE, WHOLE, SHAPE)

@@ -298,3 +298,10 @@ def test_voxels_of_another_size_are_told(settings: list[str], image: Path, model
     told = CliRunner().invoke(main, ["plan", "segment", *words])
     assert told.exit_code == 0
     assert "are 10 x 10 x 10 nm, the model learnt from 40 x 4 x 4 nm (0.25 x 2.5 x 2.5 times as large)" in told.stdout
+
+
+def test_a_run_whose_labels_may_differ_says_so(settings: list[str]) -> None:
+    small = [*settings, "box=[[0,0,0],[8,8,8]]"]
+    assert run(small)["alarms"] == []
+    (alarm,) = run(small, "predict.deterministic=false")["alarms"]
+    assert "another run may give other labels" in alarm

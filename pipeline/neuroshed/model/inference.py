@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,8 @@ class Predictor:
     lattice: Lattice
     batch_size: int = 1
     threads: int = 1
+    deterministic: bool = True
+    """Whether a GPU gives the same numbers each time; if not, cuDNN tries which of its algorithms is fastest."""
 
     def predict(self, image: Image, image_box: Box, box: Box, volume_shape: Vec) -> npt.NDArray[np.uint8]:
         """The affinities of `box`, uint8 `(3, z, y, x)`: round(255 * affinity).
@@ -93,12 +95,18 @@ class Predictor:
         if waiting:
             yield waiting[0], *waiting[1].arrays()
 
+    def _algorithms(self) -> AbstractContextManager[None]:
+        flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+            enabled=True, benchmark=not self.deterministic, deterministic=self.deterministic
+        )
+        return flags
+
     def _ask(self, batch: Image) -> _Answer:
         kept = Box(self.lattice.context, add(self.lattice.context, self.lattice.stride))
         device = self.network.device
         on_gpu = device.startswith("cuda")
         # Tasks that share a GPU queue up whole batches, so that only one at a time has its activations in memory.
-        with torch.inference_mode(), _QUEUE if on_gpu else nullcontext():
+        with torch.inference_mode(), _QUEUE if on_gpu else nullcontext(), self._algorithms():
             values = torch.from_numpy(batch)
             values = values.pin_memory().to(device, non_blocking=True) if on_gpu else values
             affinities = self.network.affinities(values, kept)

@@ -50,6 +50,8 @@ class Predict(Stage):
     threads: int
     device: str
     precision: Precision
+    deterministic: bool = True
+    """Whether a GPU gives the same numbers each time."""
     torch_version: str
     """Another version of torch may round differently."""
 
@@ -96,7 +98,7 @@ class Predict(Stage):
         network = _network(choice, self.network_sha256, self.normalisation, self.device, self.precision)
         if self.flips:
             network = Flipped(network, self.flips)
-        return Predictor(network, self.lattice, self.batch_size, self.threads)
+        return Predictor(network, self.lattice, self.batch_size, self.threads, self.deterministic)
 
     @property
     def marks(self) -> tuple[Location, ...]:

@@ -101,6 +101,9 @@ class PredictOptions(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is cuda where the planning machine has it."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = True
+    """Whether a GPU uses only algorithms that give the same numbers each time. Without, it may be faster, and labels
+    may differ from run to run; CPUs always are deterministic."""
     flips: tuple[Literal["z", "y", "x"], ...] = ()
     """Axes along which patches are also predicted flipped, and the answers averaged: each axis doubles the time."""
     intensity: tuple[float, float] | None = None

@@ -54,6 +54,7 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         threads=options.threads,
         device=device_of(options.device),
         precision=options.precision,
+        deterministic=options.deterministic,
         torch_version=_torch_version(),
     )
     check_memory(predict, local_memory(workflow.cluster))

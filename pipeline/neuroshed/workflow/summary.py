@@ -10,6 +10,7 @@ from neuroshed.engine.progress import Failure, Progress
 from neuroshed.engine.readiness import Counts, Key
 from neuroshed.errors import RunStoppedError
 from neuroshed.stages.base import Stage
+from neuroshed.stages.predict import Predict
 from neuroshed.stages.segment import Segment
 from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
@@ -41,6 +42,8 @@ def summarise(
         for name, found in stage.report().items():
             outputs[name] = outputs.get(name, {}) | found if isinstance(found, dict) else found
     largest, alarms = largest_segments(stages, progress)
+    if any(isinstance(stage, Predict) and not stage.deterministic for stage in stages):
+        alarms.append("predict.deterministic is off: on a GPU another run may give other labels")
     return {
         "run": str(run_folder),
         "status": "done" if complete else "failed" if progress.failures else "unfinished",
