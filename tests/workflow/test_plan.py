@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from click.testing import CliRunner
 
@@ -20,6 +21,7 @@ from neuroshed.geometry import Box
 from neuroshed.storage.models import load_model, save_model
 from neuroshed.storage.volumes import open_volume
 from neuroshed.terminal.units import size
+from neuroshed.workflow import trial
 from neuroshed.workflow.config import load
 from neuroshed.workflow.plan import make_plan
 
@@ -305,3 +307,28 @@ def test_a_run_whose_labels_may_differ_says_so(settings: list[str]) -> None:
     assert run(small)["alarms"] == []
     (alarm,) = run(small, "predict.deterministic=false")["alarms"]
     assert "another run may give other labels" in alarm
+
+
+def test_a_measured_batch_size_is_kept_with_the_results(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = iter([4, 2])
+    monkeypatch.setattr(trial, "_measured", lambda predict: next(measured))
+    auto = [*settings, "predict.batch_size=auto", "box=[[0,0,0],[16,16,16]]", "cluster=in-process:2"]
+    first = run(auto)
+    again = run([*auto, "box=[[0,0,0],[16,16,20]]"])
+    assert again["affinities"] == first["affinities"]
+    assert again["stages"]["predict"]["done"] == 2
+    assert run([*settings, "predict.batch_size=4", "box=[[0,0,0],[16,16,16]]"])["affinities"] == first["affinities"]
+    other = run([*auto, f"output={tmp_path / 'other'}"])
+    assert list(measured) == []
+    assert Path(other["affinities"]).parent.name != Path(first["affinities"]).parent.name
+
+
+def test_a_batch_size_is_measured_on_the_volume(settings: list[str]) -> None:
+    source = make_plan(load("segment", [*settings, "predict.batch_size=auto"])).fragments.source
+    assert source.batch_size in trial.BATCHES
+    if not torch.cuda.is_available():
+        assert "there is no GPU here; give a number" in refusal(
+            [*settings, "predict.batch_size=auto", "predict.device=cuda"]
+        )

@@ -93,7 +93,8 @@ class Predict(Stage):
         return open_volume(self.image)
 
     @cached_property
-    def _predictor(self) -> Predictor:
+    def predictor(self) -> Predictor:
+        """The network over patches, as it predicts blocks."""
         choice = _CHOICE.dump_json(self.model)
         network = _network(choice, self.network_sha256, self.normalisation, self.device, self.precision)
         if self.flips:
@@ -118,7 +119,7 @@ class Predict(Stage):
         box = self.grid.block_box(index)
         image_box = read_box(box, self.volume_shape, self.lattice)
         image = self._image.read(image_box)
-        affinities = self._predictor.predict(image, image_box, box, self.volume_shape)
+        affinities = self.predictor.predict(image, image_box, box, self.volume_shape)
         self.affinities.write(box, affinities)
         return Done(box.size)
 
@@ -144,10 +145,15 @@ class Predict(Stage):
         """Affinities of a box that is predicted, uint8 `(3, z, y, x)`."""
         return self.affinities.read(box)
 
+    @property
+    def patch_bytes(self) -> int:
+        """Roughly the memory in bytes that a patch takes while it goes through the network."""
+        return _opened(_CHOICE.dump_json(self.model), self.network_sha256).patch_bytes(self.lattice)
+
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""
         return predicted_bytes(
-            _opened(_CHOICE.dump_json(self.model), self.network_sha256).patch_bytes(self.lattice),
+            self.patch_bytes,
             self.lattice,
             self.block_shape,
             self.batch_size,

@@ -91,8 +91,9 @@ class _Strict(BaseModel):
 class PredictOptions(_Strict):
     """`predict:` how the network runs. Every field may change single values by rounding, so all are fixed for a run."""
 
-    batch_size: int = Field(default=1, ge=1)
-    """Patches that go through the network at once."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Patches that go through the network at once. `auto`: the fastest of a few, measured when the run is planned, and
+    kept as long as its folder holds results of it."""
     patch: Shape | None = None
     """Voxels of a patch, z y x, of one of our models: larger ones compute less twice and take more memory. Default:
     what the model was made with."""

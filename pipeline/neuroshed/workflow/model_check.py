@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neuroshed.geometry import Box, Vec, add, mul, sub
 from neuroshed.model.agreement import MARGIN, Agreements, agreements
 from neuroshed.model.inference import Predictor
-from neuroshed.model.lattice import Lattice, read_box, redundancy
+from neuroshed.model.lattice import Lattice, redundancy
 from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import ModelChoice, Opened, open_model, resolved
-from neuroshed.storage.volumes import Volume, open_volume
+from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow.config import PredictOptions
 from neuroshed.workflow.prediction import check_image, device_of, intensity_of, odd_voxel_size
+from neuroshed.workflow.trial import Trial
 
 Report = dict[str, Any]
-BATCHES = (1, 2, 4, 8, 16)
-FASTER = 0.95
-"""A larger batch is suggested if a patch takes less than this share of its time."""
-MEMORY_SHARE = 0.5
-"""Of the memory that is free, what a batch may take."""
 SEAM, SEAM_RATIO = 3.0, 2.5
 """A border of a patch is told as a seam if it differs from the middle of another patch by this much on the average, in
 1/255, and by so many times as much as places between border and middle do.
@@ -45,7 +37,7 @@ def check_model(model: ModelChoice, image: Location, options: PredictOptions) ->
     device = device_of(options.device)
     intensity = intensity_of(volume, opened, options)
     network = opened.network(intensity, device, options.precision)
-    trial = _Trial(volume, Predictor(network, opened.lattice, 1, options.threads))
+    trial = Trial(volume, Predictor(network, opened.lattice, 1, options.threads))
     box = trial.cell.intersect(volume.box)
     with _Memory(device) as memory:
         affinities = trial.predict(box)
@@ -74,66 +66,6 @@ def check_model(model: ModelChoice, image: Location, options: PredictOptions) ->
     }
     report["faults"] = _faults(report, agreement, affinities) + ([warning] if warning else [])
     return report
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A model on a volume."""
-
-    image: Volume
-    predictor: Predictor
-
-    @property
-    def cell(self) -> Box:
-        """What the patch nearest to the middle of the volume contributes."""
-        stride = self.predictor.lattice.stride
-        z, y, x = (side // 2 // step for side, step in zip(self.image.shape, stride, strict=True))
-        start = mul((z, y, x), stride)
-        return Box(start, add(start, stride))
-
-    def predict(self, box: Box, shift: Vec = (0, 0, 0), predictor: Predictor | None = None) -> npt.NDArray[np.uint8]:
-        """Affinities of a box, by a lattice that is moved by `shift`; what lies below `shift` is not seen."""
-        there, shape = Box(sub(box.start, shift), sub(box.stop, shift)), sub(self.image.shape, shift)
-        seen = read_box(there, shape, self.predictor.lattice)
-        pixels = self.image.read(Box(add(seen.start, shift), add(seen.stop, shift)))
-        return (predictor or self.predictor).predict(pixels, seen, there, shape)
-
-    def seam(self, affinities: npt.NDArray[np.uint8]) -> Report | None:
-        """How far the border of the patch is from the middle of a patch that lies across it; None in small volumes."""
-        stride = self.predictor.lattice.stride
-        for axis in (2, 1, 0):
-            half = stride[axis] // 2
-            if half < 2 or self.image.shape[axis] < self.cell.stop[axis] + half:
-                continue
-            z, y, x = (half if own == axis else 0 for own in range(3))
-            box = self.cell.intersect(self.image.box)
-            start = tuple(box.stop[own] - half if own == axis else box.start[own] for own in range(3))
-            other = self.predict(Box((start[0], start[1], start[2]), box.stop), (z, y, x))
-            mine = np.moveaxis(affinities, axis + 1, 1)[:, -half:].astype(np.int64)
-            planes = np.abs(mine - np.moveaxis(other, axis + 1, 1)).mean((0, 2, 3))
-            return {
-                "axis": "zyx"[axis],
-                "border": round(float(planes[-1]), 2),
-                "inside": round(float(planes[half // 2]), 2),
-            }
-        return None
-
-    def speed(self, patch_bytes: int) -> tuple[dict[int, float], int]:
-        """Seconds of a patch by batch size, as far as memory goes and it gets faster; and the best size."""
-        seconds: dict[int, float] = {}
-        best = BATCHES[0]
-        for size in BATCHES:
-            if size > 1 and size * patch_bytes > MEMORY_SHARE * _free(self.predictor.network.device):
-                break
-            predictor = replace(self.predictor, batch_size=size)
-            begin = time.perf_counter()
-            # Zeros fill the batch, so that the image need not have so many patches.
-            self.predict(self.cell.intersect(self.image.box), predictor=predictor)
-            seconds[size] = (time.perf_counter() - begin) / size
-            if seconds[size] > FASTER * seconds[best] and size > 1:
-                break
-            best = size
-        return seconds, best
 
 
 class _Memory:
@@ -169,12 +101,6 @@ def _peak() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except OSError:
         return 0
-
-
-def _free(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _voxels(opened: Opened) -> int:

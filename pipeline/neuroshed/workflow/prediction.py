@@ -20,6 +20,7 @@ from neuroshed.storage.models import Model
 from neuroshed.storage.networks import Opened, open_model, resolved
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.workflow.config import PredictOptions, Workflow
+from neuroshed.workflow.trial import with_best_batch_size
 
 ODD_RATIO = 1.3
 """Voxel sizes of image and model that differ by more than this factor are told."""
@@ -50,7 +51,7 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         lattice=lattice,
         normalisation=intensity_of(image, model, options),
         flips=_flips(options.flips, lattice),
-        batch_size=options.batch_size,
+        batch_size=1 if options.batch_size == "auto" else options.batch_size,
         threads=options.threads,
         device=device_of(options.device),
         precision=options.precision,
@@ -58,7 +59,7 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         torch_version=_torch_version(),
     )
     check_memory(predict, local_memory(workflow.cluster))
-    return predict
+    return with_best_batch_size(predict) if options.batch_size == "auto" else predict
 
 
 def voxel_size_warning(predict: Predict) -> str | None:
