@@ -95,6 +95,7 @@ CASES = [
             "predict.threads": [(2, PREDICTED)],
             "predict.device": [("cuda", PREDICTED)],
             "predict.precision": [("bfloat16", PREDICTED)],
+            "predict.drift": [([4, 4, 4], PREDICTED | {"drift"})],
             "predict.deterministic": [(False, PREDICTED)],
             "predict.patch": [([128, 96, 96], PREDICTED), ([96, 96, 96], NOTHING)],
             "predict.flips": [(["x"], PREDICTED), ([], NOTHING)],

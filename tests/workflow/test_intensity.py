@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage
 
 import neuroshed
-from neuroshed.errors import InputError
+from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box
 from neuroshed.stages.predict import Predict
 from neuroshed.storage.models import load_model, save_model
@@ -88,3 +88,53 @@ def test_an_image_that_cannot_be_scaled_is_told(settings: list[str], write_image
     pixels[:, :, 0] = 0
     with pytest.raises(InputError, match=r"most of what was sampled is 7 or 0; give `predict.intensity"):
         neuroshed.plan("segment", [*settings, f"image={write_image('flat.zarr', pixels)}"])
+
+
+def drifting(tissue: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
+    """The tissue with a contrast that falls to a third, and a brightness that rises, along y and x."""
+    _, y, x = np.meshgrid(*(np.linspace(0, 1, side) for side in SHAPE), indexing="ij")
+    return (tissue * (30 - 20 * y) + 4000 * x).round().astype(np.uint16)
+
+
+def test_a_map_of_drift_brings_back_what_it_took(
+    settings: list[str], tissue: npt.NDArray[np.float64], write_image: Writer
+) -> None:
+    plain = predict(settings, write_image("plain.zarr", tissue.round().astype(np.uint8))).astype(int)
+    image = write_image("drifting.zarr", drifting(tissue))
+    one_range = predict(settings, image)
+    levelled = predict(settings, image, "predict.drift=[16,6,5]")
+    assert np.abs(levelled - plain).mean() < 0.6 * np.abs(one_range - plain).mean()
+
+
+def test_levelling_does_not_depend_on_blocks_or_boxes(
+    settings: list[str], tissue: npt.NDArray[np.float64], write_image: Writer, tmp_path: Path
+) -> None:
+    given = [f"image={write_image('drifting.zarr', drifting(tissue))}", "predict.drift=[5,7,6]"]
+    found = []
+    for number, block in enumerate(([16, 24, 20], [8, 8, 8], [5, 16, 7])):
+        output = [f"output={tmp_path / str(number)}", f"block_shape={block}"]
+        summary = neuroshed.run("segment", [*settings, *given, *output])
+        found.append(open_volume(summary["affinities"]).read(Box.of_shape(SHAPE)))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+    trial = [*settings, *given, f"output={tmp_path / 'trial'}", "block_shape=[8,8,8]"]
+    part = neuroshed.run("segment", [*trial, "box=[[0,0,0],[8,8,8]]"])
+    corner = open_volume(part["affinities"]).read(Box((0, 0, 0), (8, 8, 8)))
+    np.testing.assert_array_equal(corner, found[0][:, :8, :8, :8])
+    whole = neuroshed.run("segment", trial)
+    assert whole["restored_blocks"] >= part["stages"]["drift"]["blocks"] + 1
+    np.testing.assert_array_equal(open_volume(whole["affinities"]).read(Box.of_shape(SHAPE)), found[0])
+
+
+def test_an_inverted_drifting_image(settings: list[str], tissue: npt.NDArray[np.float64], write_image: Writer) -> None:
+    image = drifting(tissue)
+    plain = predict(settings, write_image("image.zarr", image), "predict.drift=[16,8,8]").astype(int)
+    turned = write_image("turned.zarr", (20000 - image.astype(int)).astype(np.uint16))
+    got = predict(settings, turned, "predict.drift=[16,8,8]", "predict.inverted=true")
+    assert np.abs(got - plain).mean() < 1
+
+
+def test_drift_needs_a_model_that_remembers(model: Path, tissue: npt.NDArray[np.float64], write_image: Writer) -> None:
+    image = write_image("image.zarr", tissue.round().astype(np.uint8))
+    with pytest.raises(WorkflowError, match="needs a model that remembers how bright its images were"):
+        neuroshed.plan("segment", [f"image={image}", "output=run", f"model={model}", "predict.drift=[9,9,9]"])

@@ -16,7 +16,8 @@ from neuroshed.kernels.across import NEAREST
 from neuroshed.model.inference import Predictor, predicted_bytes
 from neuroshed.model.lattice import Lattice, read_box
 from neuroshed.model.networks import Flipped, Network, Precision
-from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.base import Done, Need, Stage, Step
+from neuroshed.stages.drift import FIELD_BYTES, Drift
 from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import ModelChoice, Opened, open_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
@@ -43,7 +44,13 @@ class Predict(Stage):
     """Of weights and architecture, or of a foreign model's files and what is declared of it."""
     lattice: Lattice
     normalisation: tuple[float, float]
-    """Image values that become -1 and 1."""
+    """Image values that become -1 and 1; of the levelled image, if `drift` is given."""
+    drift: Drift | None = None
+    """A coarse map of the image's intensities."""
+    spread: tuple[float, float] | None = None
+    """With `drift`: what its quantiles become, in 0..1."""
+    inverted: bool = False
+    """With `drift`: whether the image is turned round."""
     flips: tuple[int, ...] = ()
     """Axes along which patches are flipped and what the network says of them averaged."""
     batch_size: int
@@ -67,8 +74,11 @@ class Predict(Stage):
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """One pass over the image, which is there already."""
-        return (Step("", self.grid),)
+        """One pass over the image, which is there already, and the map of its intensities around each block."""
+        if self.drift is None:
+            return (Step("", self.grid),)
+        reach = add(add(self.lattice.stride, self.lattice.context), self.drift.cell_shape)
+        return (Step("", self.grid, (Need(self.drift.fingerprint, "", reach, reach),)),)
 
     @property
     def path(self) -> Location:
@@ -119,6 +129,8 @@ class Predict(Stage):
         box = self.grid.block_box(index)
         image_box = read_box(box, self.volume_shape, self.lattice)
         image = self._image.read(image_box)
+        if self.drift and self.spread:
+            image = self.drift.level(image, image_box, self.spread, inverted=self.inverted)
         affinities = self.predictor.predict(image, image_box, box, self.volume_shape)
         self.affinities.write(box, affinities)
         return Done(box.size)
@@ -157,7 +169,7 @@ class Predict(Stage):
             self.lattice,
             self.block_shape,
             self.batch_size,
-            image_bytes=self._image.dtype.itemsize,
+            image_bytes=self._image.dtype.itemsize + (FIELD_BYTES if self.drift else 0),
         )
 
     def report(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from neuroshed.errors import InputError
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
+from neuroshed.stages.drift import Drift
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.imports import Import
@@ -29,6 +30,7 @@ _KINDS: list[type[Stage]] = [
     Fragments,
     Import,
     MutexFragments,
+    Drift,
     Predict,
     Segment,
     Verify,

@@ -110,6 +110,9 @@ class PredictOptions(_Strict):
     intensity: tuple[float, float] | None = None
     """Image values that the network sees as darkest and brightest. Default: those with which 64 samples of the volume
     are as bright and as rich in contrast as what the model learnt from."""
+    drift: Shape | None = None
+    """Where brightness and contrast drift slowly: the sides of cells, in voxels z y x, that each have a range of their
+    own, interpolated between their centres. Some hundred voxels at least. Default: one range for the whole volume."""
     inverted: bool = False
     """Whether membranes are bright in the image: if so it is turned round, with the default `intensity`."""
 
@@ -119,6 +122,8 @@ class PredictOptions(_Strict):
             raise ValueError(f"intensity must be [low, high] with two values that differ, got {list(self.intensity)}")
         if self.intensity is not None and self.inverted:
             raise ValueError("inverted goes with the default intensity; with your own, write the larger value first")
+        if self.intensity is not None and self.drift:
+            raise ValueError("drift finds the intensities of each place; leave intensity out")
         if len(set(self.flips)) < len(self.flips):
             raise ValueError(f"flips {list(self.flips)} name an axis twice")
         return self

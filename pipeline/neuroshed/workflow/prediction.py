@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec, add
 from neuroshed.kernels.order import MAX_VOXELS
 from neuroshed.model.lattice import Lattice
+from neuroshed.stages.drift import TOP, Drift
 from neuroshed.stages.predict import Predict
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.intensity import image_spread, matched
@@ -49,7 +51,7 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         model=choice,
         network_sha256=model.network_sha256,
         lattice=lattice,
-        normalisation=intensity_of(image, model, options),
+        **_intensities(image, model, options, run_folder, region.grow(add(workflow.block_shape, lattice.patch))),
         flips=_flips(options.flips, lattice),
         batch_size=1 if options.batch_size == "auto" else options.batch_size,
         threads=options.threads,
@@ -60,6 +62,29 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
     )
     check_memory(predict, local_memory(workflow.cluster))
     return with_best_batch_size(predict) if options.batch_size == "auto" else predict
+
+
+def _intensities(
+    image: Volume, model: Opened, options: PredictOptions, run_folder: Location, seen: Box
+) -> dict[str, Any]:
+    """The fields of a prediction that say what the network makes of image values in the box that it sees."""
+    if options.drift is None:
+        return {"normalisation": intensity_of(image, model, options)}
+    if model.spread is None:
+        raise WorkflowError(
+            "predict.drift needs a model that remembers how bright its images were, as those of `neuroshed train` do; "
+            "leave it out"
+        )
+    drift = Drift(
+        run_folder=run_folder,
+        image=image.path,
+        image_identity=volume_identity(image),
+        volume_shape=image.shape,
+        region=seen.grow(options.drift).intersect(image.box),
+        cell_shape=options.drift,
+        whole=image_spread(image, image.box),
+    )
+    return {"normalisation": (0.0, float(TOP)), "drift": drift, "spread": model.spread, "inverted": options.inverted}
 
 
 def voxel_size_warning(predict: Predict) -> str | None:
