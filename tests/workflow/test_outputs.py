@@ -16,6 +16,7 @@ from neuroshed.stages.imports import Import
 from neuroshed.stages.registry import kinds, save_stage
 from neuroshed.stages.verify import Verify
 from neuroshed.storage.locations import Location
+from neuroshed.storage.models import load_model, save_model
 from neuroshed.workflow.config import load
 from neuroshed.workflow.plan import make_plan
 
@@ -57,6 +58,13 @@ def predicted(place: Location, image: Path, model: Path) -> list[Stage]:
     return planned(place, f"image={image}", f"model={model}", "block_shape=[16,16,16]", "shard_shape=[8,16,16]")
 
 
+def levelled(place: Location, image: Path, model: Path) -> list[Stage]:
+    loaded = load_model(model)
+    card = loaded.card.model_copy(update={"spread": (0.2, 0.8)})
+    other = save_model(image.parent / "spread", card, loaded.net.state_dict())
+    return planned(place, f"image={image}", f"model={other}", "block_shape=[16,16,16]", "predict.drift=[9,16,12]")
+
+
 def imported(place: Location, image: Path, model: Path) -> list[Stage]:
     file = image.parent / "a.npy"
     np.save(file, np.random.default_rng(1).integers(0, 9, (70, 20, 90), np.uint8))
@@ -72,7 +80,7 @@ def verified(place: Location, image: Path, model: Path) -> list[Stage]:
     return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
 
 
-MAKERS = [exact, in_a_box, mutex, waterz, predicted, imported, evaluated, verified]
+MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, verified]
 
 
 def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:
