@@ -89,7 +89,8 @@ def load_torchscript(path: Path, device: str) -> Call:
     """A file of `torch.jit.save`; can run code."""
     with _told(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        module: nn.Module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+        load: Callable[..., nn.Module] = torch.jit.load
+        module = load(str(path), map_location=device)
     return module.eval()
 
 
