@@ -25,6 +25,7 @@ test-system: $(READY)
 benchmark: $(READY)
 	$(BIN)/python benchmarks/stitch.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/predict.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "neuroshed needs Python >= 3.11, this is " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'
