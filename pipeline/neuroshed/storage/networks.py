@@ -48,7 +48,10 @@ def read_declaration(path: Path, *, trust: bool = False) -> ForeignModel:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"model {path} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or "trust" in values:
-        told = "says itself that it is to be trusted; leave that out, and say so where you use it"
+        told = (
+            "says itself that it is to be trusted, which is for who uses it to say: leave that out, and give --trust to "
+            "`model check`, or write its keys and trust: true into the workflow's `model:`"
+        )
         raise InputError(f"model {path} {told if isinstance(values, dict) else 'must hold keys and values'}")
     for key in ("path", "weights"):
         if isinstance(values.get(key), str) and not (key == "path" and ":" in values[key]):
