@@ -49,8 +49,8 @@ def read_declaration(path: Path, *, trust: bool = False) -> ForeignModel:
         raise InputError(f"model {path} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or "trust" in values:
         told = (
-            "says itself that it is to be trusted, which is for who uses it to say: leave that out, and give --trust to "
-            "`model check`, or write its keys and trust: true into the workflow's `model:`"
+            "says itself that it is to be trusted, which is for who uses it to say: leave that out, and give --trust "
+            "to `model check`, or write its keys and trust: true into the workflow's `model:`"
         )
         raise InputError(f"model {path} {told if isinstance(values, dict) else 'must hold keys and values'}")
     for key in ("path", "weights"):
