@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neuroshed.geometry import Vec
 from neuroshed.model.networks import normalise
 from neuroshed.model.targets import affinity_targets
-from neuroshed.training.augment import AXES, Geometry, change_intensities, draw_geometry
+from neuroshed.training.augment import AXES, Geometry, change_intensities, draw_edges, draw_geometry
 from neuroshed.training.config import Augment
 
 OFF = Augment(flip=(), swap=(), contrast=0, brightness=0, gamma=0, noise=0)
@@ -93,7 +93,16 @@ def test_without_changes_it_is_the_normalisation_of_inference(dtype: type[Any]) 
 
 @pytest.mark.parametrize(
     "switch",
-    [{"contrast": 0.5}, {"brightness": 0.3}, {"gamma": 1.0}, {"noise": 0.2}, {"blurred": 1.0}, {"missing": 1.0}],
+    [
+        {"contrast": 0.5},
+        {"brightness": 0.3},
+        {"gamma": 1.0},
+        {"noise": 0.2},
+        {"blurred": 1.0},
+        {"missing": 1.0},
+        {"section_contrast": 0.5},
+        {"section_brightness": 0.3},
+    ],
 )
 def test_each_switch_changes_the_image_within_range(switch: dict[str, float]) -> None:
     plain, changed = change(OFF), change(OFF.model_copy(update=switch))
@@ -106,6 +115,54 @@ def test_missing_sections_are_blank_and_as_frequent_as_asked() -> None:
     many = [change(OFF.model_copy(update={"missing": 0.25}), seed) for seed in range(40)]
     blank = np.mean([np.ptp(section) == 0 for image in many for section in image])
     assert 0.18 < blank < 0.32
+
+
+def test_every_section_is_changed_by_numbers_of_its_own() -> None:
+    plain = change(OFF)
+    for switch in ("section_contrast", "section_brightness"):
+        changed = change(OFF.model_copy(update={switch: 0.2}))
+        # Where nothing is clipped, a section is a line of what it was.
+        lines = [
+            np.polyfit(before[np.abs(after) < 1], after[np.abs(after) < 1], 1)
+            for before, after in zip(plain, changed, strict=True)
+        ]
+        slopes, heights = np.transpose(lines)
+        own, common = (slopes, heights) if switch == "section_contrast" else (heights, slopes)
+        assert len({round(number, 5) for number in own}) == len(plain)
+        assert np.ptp(common) < 0.1 * np.ptp(own)
+        assert np.abs(slopes - 1).max() < 0.2 + 1e-5
+
+
+def test_jitter_displaces_every_section_by_itself() -> None:
+    augment = OFF.model_copy(update={"jitter": 2})
+    drawn = np.concatenate([draw_geometry(np.random.default_rng(n), (9, 4, 4), augment).shifts for n in range(20)])
+    assert set(drawn.ravel()) == {-2, -1, 0, 1, 2}
+    assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.3
+
+
+@given(st.integers(0, 2**32))
+def test_beyond_a_slab_lies_its_mirror_image(seed: int) -> None:
+    shape = (8, 9, 12)
+    image = np.random.default_rng(1).random(shape, np.float32)
+    valid = np.ones(shape, bool)
+    edges = draw_edges(np.random.default_rng(seed), shape, OFF.model_copy(update={"edges": 1.0}))
+    seen, counts = edges.apply(image, valid)
+    assert edges.stop - edges.start >= shape[edges.axis] // 4
+    slab, along = (np.moveaxis(array, edges.axis, 0) for array in (image, seen))
+    last = edges.stop - edges.start - 1
+    for place in range(shape[edges.axis]):
+        period = max(2 * last, 1)
+        far = (place - edges.start) % period
+        np.testing.assert_array_equal(along[place], slab[edges.start + min(far, period - far) if last else edges.start])
+        inside = edges.start <= place < edges.stop
+        assert (np.moveaxis(counts, edges.axis, 0)[place] == inside).all()
+
+
+def test_without_edges_nothing_is_mirrored() -> None:
+    image, valid = np.random.default_rng(1).random((4, 5, 6), np.float32), np.ones((4, 5, 6), bool)
+    seen, counts = draw_edges(np.random.default_rng(0), (4, 5, 6), OFF).apply(image, valid)
+    assert seen is image
+    assert counts is valid
 
 
 def test_the_generator_alone_decides() -> None:

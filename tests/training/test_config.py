@@ -13,13 +13,16 @@ from neuroshed.training import config as config_module
 from neuroshed.training.config import FREE, TrainingConfig, difference, load_config, parse_config
 
 MakeConfig = Callable[..., TrainingConfig]
-RECIPE = Path(__file__).parents[2] / "workflows" / "train.yaml"
+SOURCE = {"image": "a", "labels": "b"}
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
 
-def test_the_recipe_of_the_shipped_model_is_valid() -> None:
-    config = load_config(RECIPE)
+@pytest.mark.parametrize("recipe", ["train", "train_sections"])
+def test_the_recipes_of_the_shipped_models_are_valid(recipe: str) -> None:
+    file = WORKFLOWS / f"{recipe}.yaml"
+    config = load_config(file)
     assert config.network.out_channels == len(config.offsets)
-    written = yaml.safe_load(RECIPE.read_text())
+    written = yaml.safe_load(file.read_text())
     assert not any(Path(source["image"]).is_absolute() for source in (*written["samples"], *written["validation"]))
 
 
@@ -36,6 +39,11 @@ def test_a_configuration_survives_yaml(make_config: MakeConfig, tmp_path: Path) 
         ({"learning_rat": 1}, "learning_rat: unknown key; known are .*learning_rate"),
         ({"augment": {"blur": 1}}, "augment.blur: unknown key; known are .*blurred"),
         ({"samples": [{"image": "a", "labels": "b", "boxes": 1}]}, "samples.0.boxes: unknown key; known are box,"),
+        (
+            {"samples": [{"image": "a", "labels": "b", "sections": {"thickness": [4], "axis": "z"}}]},
+            "known are axes, t",
+        ),
+        ({"samples": [{"image": "a", "labels": "b", "sections": {"thickness": [1]}}]}, "sections.thickness.0: "),
         ({"network": {"features": [8], "kernels": [[3, 3, 3]], "pools": [], "depth": 1}}, "network.depth: unknown key"),
         ({"steps": 0}, "steps: Input should be greater"),
         ({"samples": []}, "samples: "),
@@ -75,7 +83,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_every_field_says_what_it_is() -> None:
     source = Path(config_module.__file__).read_text()
-    models = [config_module.Source, config_module.Augment, TrainingConfig]
+    models = [config_module.Source, config_module.Cut, config_module.Augment, TrainingConfig]
     for name in (name for model in models for name in model.model_fields):
         declaration = source.index(f"\n    {name}: ")
         assert source[declaration + 1 :].split("\n", 2)[1].lstrip().startswith('"""'), name

@@ -10,9 +10,10 @@ import torch
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box
-from neuroshed.storage.volumes import create_volume
+from neuroshed.storage.views import Kept
+from neuroshed.storage.volumes import Volume, create_volume
 from neuroshed.training.config import Augment, Source, TrainingConfig
-from neuroshed.training.samples import Sampler, grow_labels, open_region, open_regions
+from neuroshed.training.samples import Sampler, open_regions
 
 MakeConfig = Callable[..., TrainingConfig]
 WriteVolume = Callable[[str, np.ndarray[Any, Any]], Path]
@@ -29,7 +30,7 @@ def test_nothing_outside_the_box_is_ever_seen(make_config: MakeConfig, write_vol
     )
     # The patch is larger than the box along y, and misalignments ask for still more.
     config = make_config(augment=PLAIN.model_copy(update={"misaligned": 1.0, "swap": ("z", "y", "x")}).model_dump())
-    sampler = Sampler([open_region(source)], config)
+    sampler = Sampler(open_regions([source], 0), config)
     for number in range(30):
         sample = sampler.sample(number)
         assert (sample.image == -1).all()
@@ -41,8 +42,8 @@ def test_a_sample_depends_on_its_number_alone(make_config: MakeConfig) -> None:
     config = make_config(batch_size=2, loaders=2)
     from_disk = Sampler(open_regions(config.samples, 0), config)
     in_memory = Sampler(open_regions(config.samples, 1), config)
-    assert in_memory.regions[0].arrays
-    assert not from_disk.regions[0].arrays
+    assert isinstance(in_memory.regions[0].image, Kept)
+    assert isinstance(from_disk.regions[0].image, Volume)
     later = list(from_disk.batches(3, 8))
     assert len(later) == 5
     for step, batch in enumerate(later, start=3):
@@ -111,7 +112,7 @@ def test_masked_voxels_do_not_count_and_empty_patches_are_drawn_again(
         write_volume(f"{name}.zarr", array)
         for name, array in (("i", np.zeros(shape, np.uint8)), ("l", np.ones(shape, np.int32)), ("m", mask))
     ]
-    region = open_region(Source(image=paths[0], labels=paths[1], mask=paths[2]))
+    (region,) = open_regions([Source(image=paths[0], labels=paths[1], mask=paths[2])], 0)
     sampler = Sampler([region], make_config(augment=PLAIN.model_dump()))
     shares = [sampler.sample(number).counts.mean() for number in range(20)]
     assert min(shares) > 0
@@ -120,12 +121,53 @@ def test_masked_voxels_do_not_count_and_empty_patches_are_drawn_again(
     np.testing.assert_array_equal(valid, mask == 1)
 
 
-def test_labels_grow_into_boundary_voxels_only_so_far() -> None:
-    labels = np.zeros((1, 1, 9), np.uint64)
-    labels[0, 0, 0], labels[0, 0, 8] = 5, 2**60
-    assert grow_labels(labels, 3).ravel().tolist() == [5, 5, 5, 5, 0, 2**60, 2**60, 2**60, 2**60]
-    assert grow_labels(labels, 0) is labels
-    assert not grow_labels(np.zeros((2, 2, 2)), 3).any()
+def test_a_source_is_cut_into_sections_in_every_way_and_never_beyond_its_box(
+    make_config: MakeConfig, write_volume: WriteVolume
+) -> None:
+    image = np.full((24, 26, 28), 255, np.uint8)
+    labels = np.full(image.shape, 9, np.uint16)
+    box = Box((3, 4, 5), (19, 23, 22))
+    image[box.slices()], labels[box.slices()] = 0, 1
+    source = Source.model_validate(
+        {
+            "image": write_volume("i.zarr", image),
+            "labels": write_volume("l.zarr", labels),
+            "mask": write_volume("m.zarr", np.ones(image.shape, np.uint8)),
+            "box": (box.start, box.stop),
+            "sections": {"thickness": [2, 5], "axes": ["z", "x"]},
+        }
+    )
+    regions = open_regions([source], 1)
+    assert len(regions) == 2 * (2 + 5)
+    assert sum(region.weight for region in regions) == pytest.approx(box.size)
+    assert {region.image.voxel_size for region in regions} == {(80, 4, 4), (200, 4, 4), (8, 40, 4), (20, 40, 4)}
+    on_disk = open_regions([source], 0)
+    for region, other in zip(regions, on_disk, strict=True):
+        near = region.box.grow(2)
+        for mine, its in zip(region.read(near), other.read(near), strict=True):
+            np.testing.assert_array_equal(mine, its)
+        assert not region.read(near)[0].any()
+        assert region.read(near)[2].sum() == region.box.size
+    sample = Sampler(regions, make_config(augment=PLAIN.model_dump(), patch_shape=[4, 8, 8])).sample(0)
+    assert (sample.image == -1).all()
+    assert sample.targets[sample.counts].all()
+
+
+def test_sections_thicker_than_the_box_are_refused(volumes: tuple[Path, Path]) -> None:
+    source = Source.model_validate({"image": volumes[0], "labels": volumes[1], "sections": {"thickness": [4, 25]}})
+    with pytest.raises(InputError, match="holds no whole section of 25 voxels along z"):
+        open_regions([source], 0)
+
+
+def test_mirrored_voxels_teach_nothing(make_config: MakeConfig) -> None:
+    whole, cut = (
+        make_config(augment=PLAIN.model_copy(update={"edges": share}).model_dump(), patch_shape=[16, 16, 16])
+        for share in (0.0, 1.0)
+    )
+    regions = open_regions(whole.samples, 1)
+    counted = [[float(Sampler(regions, c).sample(n).counts.mean()) for n in range(20)] for c in (whole, cut)]
+    assert min(counted[0]) > 0.9
+    assert 0.1 < np.mean(counted[1]) < 0.8
 
 
 @pytest.mark.parametrize(
@@ -144,7 +186,7 @@ def test_volumes_that_do_not_fit_are_refused(
 ) -> None:
     source = Source(image=write_volume("i.zarr", image), labels=write_volume("l.zarr", labels), box=box)
     with pytest.raises(InputError, match=message) as caught:
-        open_region(source)
+        open_regions([source], 0)
     assert "\n" not in str(caught.value)
 
 
@@ -155,4 +197,4 @@ def test_affinities_are_no_image(tmp_path: Path, volumes: tuple[Path, Path]) -> 
         path, shape=(24, 32, 32), dtype=np.uint8, shard_shape=(16, 16, 16), voxel_size=(1, 1, 1), voxel_offsets=offsets
     )
     with pytest.raises(InputError, match="has 3 channels"):
-        open_region(Source(image=path, labels=volumes[1]))
+        open_regions([Source(image=path, labels=volumes[1])], 0)

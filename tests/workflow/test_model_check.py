@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,23 @@ def test_what_is_declared_rightly_has_no_faults(tissue: Path, change: str, more:
 def test_what_cannot_go_on_is_an_error(tissue: Path, change: str, message: str) -> None:
     with pytest.raises(BlockError, match=message):
         check(tissue, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no number", "a trial on one patch of .* gives NaN or infinity in"),
+        ("few channels", "a trial on one patch of .* gives 2 channels, declared are 3"),
+        ("nothing", None),
+    ],
+)
+def test_a_run_is_not_planned_with_what_cannot_go_on(
+    tissue: Path, tmp_path: Path, change: str, message: str | None
+) -> None:
+    model = yaml.safe_dump(declared(change, trust=True), default_flow_style=True, width=1000)
+    given = [f"image={tissue}", f"model={model}", f"output={tmp_path / 'run'}"]
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        neuroshed.plan("segment", given)
 
 
 def test_other_voxels_are_told_with_the_ratio(tissue: Path) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box, Vec
+from neuroshed.storage.views import Voxels
 from neuroshed.storage.volumes import Volume
 
 # Voxels along each side of a sample: at most one chunk of a usual volume has to be read for it.
@@ -42,7 +43,7 @@ def volume_identity(volume: Volume) -> dict[str, Any]:
     }
 
 
-def read_sample(volume: Volume, box: Box) -> npt.NDArray[Any]:
+def read_sample(volume: Voxels, box: Box) -> npt.NDArray[Any]:
     """The voxels of a box of an input; raises `InputError` if they cannot be read."""
     try:
         return volume.read(box)

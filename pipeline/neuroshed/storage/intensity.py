@@ -15,7 +15,7 @@ import numpy.typing as npt
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box, add
 from neuroshed.storage.identity import read_sample, sample_boxes
-from neuroshed.storage.volumes import Volume
+from neuroshed.storage.views import Voxels
 
 Range = tuple[float, float]
 PERCENTILES = (2.0, 98.0)
@@ -36,7 +36,7 @@ def spread(samples: Iterable[npt.NDArray[Any]]) -> Range:
     return float(low), float(high)
 
 
-def image_spread(image: Volume, box: Box) -> Range:
+def image_spread(image: Voxels, box: Box) -> Range:
     """`spread` of 64 samples in a box of an image; raises `InputError` if it has only one value."""
     boxes = (Box(add(box.start, b.start), add(box.start, b.stop)) for b in sample_boxes(box.shape, DIVISIONS))
     low, high = spread(read_sample(image, b) for b in boxes)

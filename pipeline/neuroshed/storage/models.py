@@ -183,7 +183,9 @@ def load_model(path_or_name: str | os.PathLike[str]) -> Model:
 
 
 def fill_weights(net: UNet, weights: Mapping[str, Tensor], source: str) -> None:
-    """Put `weights` into `net`; raises `InputError` naming the first tensor that is missing, left over or misshapen."""
+    """Put `weights` into `net`; raises `InputError` naming the first tensor that is missing, left over, misshapen or
+    not finite.
+    """
     own = net.state_dict()
     for name in sorted({*own, *weights}):
         got = tuple(weights[name].shape) if name in weights else "nothing"
@@ -193,6 +195,8 @@ def fill_weights(net: UNet, weights: Mapping[str, Tensor], source: str) -> None:
                 f"{source} does not fit the architecture: {name} is {got}, the network needs {needed}; "
                 "use the architecture that the weights were trained with"
             )
+        if not weights[name].isfinite().all():
+            raise InputError(f"{source} holds NaN or infinity in {name}; export it from an earlier checkpoint")
     net.load_state_dict(dict(weights))
 
 

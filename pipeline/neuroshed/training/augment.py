@@ -1,7 +1,8 @@
 """Random changes of a training sample: all drawn first from one generator, then applied to image and labels alike.
 
 The geometric ones come before the targets are made, because an affinity between `p` and `p - e_z` is another one after
-a flip. Defects of sections (missing, blurred, misaligned) follow Lee et al. 2017, arXiv:1706.00120.
+a flip. Defects of sections (missing, blurred, misaligned) follow Lee et al. 2017,
+arXiv:1706.00120.
 """
 
 from __future__ import annotations
@@ -79,7 +80,43 @@ def _draw_shifts(rng: np.random.Generator, sections: int, augment: Augment) -> n
         # that the truth across the step is whether the displaced profiles still touch.
         stop = start + 1 if rng.random() < 0.5 else sections
         shifts[start:stop] = rng.integers(-augment.max_shift, augment.max_shift + 1, 2)
+    if augment.jitter:
+        shifts += rng.integers(-augment.jitter, augment.jitter + 1, shifts.shape)
     return shifts
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The slab `start..stop` of an axis, of which the voxels beyond are mirror images; all of it is `start` 0."""
+
+    axis: int
+    start: int
+    stop: int
+
+    def apply(
+        self, image: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The mirrored image and what is valid of it: nothing beyond the slab."""
+        length = image.shape[self.axis]
+        if self.stop - self.start == length:
+            return image, valid
+        slab = [slice(None)] * 3
+        slab[self.axis] = slice(self.start, self.stop)
+        pad = [(0, 0)] * 3
+        pad[self.axis] = (self.start, length - self.stop)
+        return np.pad(image[tuple(slab)], pad, mode="reflect"), np.pad(valid[tuple(slab)], pad)
+
+
+def draw_edges(rng: np.random.Generator, patch_shape: Vec, augment: Augment) -> Edges:
+    """Draw an axis and a slab of at least a quarter of the patch, or all of it."""
+    axis = 0
+    if augment.edges and rng.random() < augment.edges:
+        axis = int(rng.integers(3))
+        length = patch_shape[axis]
+        kept = int(rng.integers(max(length // 4, 1), length + 1))
+        start = int(rng.integers(length - kept + 1))
+        return Edges(axis, start, start + kept)
+    return Edges(axis, 0, patch_shape[axis])
 
 
 def change_intensities(
@@ -99,6 +136,7 @@ def change_intensities(
         bright = np.clip((bright - mean) * np.float32(factor) + np.float32(mean + extra), 0, 1)
     if augment.gamma:
         bright **= np.float32(power)
+    _vary_sections(bright, rng, augment)
     _spoil_sections(bright, rng, augment)
     if augment.noise:
         sigma = np.float32(augment.noise * rng.random())
@@ -106,6 +144,16 @@ def change_intensities(
         np.clip(bright, 0, 1, out=bright)
     changed: npt.NDArray[np.float32] = bright * 2 - 1
     return changed
+
+
+def _vary_sections(bright: npt.NDArray[np.float32], rng: np.random.Generator, augment: Augment) -> None:
+    if not augment.section_contrast and not augment.section_brightness:
+        return
+    column = (len(bright), 1, 1)
+    factors = 1 + augment.section_contrast * rng.uniform(-1, 1, column).astype(np.float32)
+    extras = augment.section_brightness * rng.uniform(-1, 1, column).astype(np.float32)
+    mean = bright.mean()
+    np.clip((bright - mean) * factors + (mean + extras), 0, 1, out=bright)
 
 
 def _spoil_sections(bright: npt.NDArray[np.float32], rng: np.random.Generator, augment: Augment) -> None:

@@ -47,6 +47,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class Cut(_Strict):
+    """Thin sections, simulated from (nearly) isotropic voxels: `neuroshed.storage.views.Sections`.
+
+    Each axis, thickness and first voxel of the sections is a way of its own to cut the same voxels; all are used.
+    """
+
+    thickness: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1)]
+    """Voxels that become one section; several make the model used to several."""
+    axes: Annotated[tuple[Axis, ...], Field(min_length=1)] = ("z",)
+    """Axes that are cut and become z. The exported model's voxel size is that of the first axis and thickness."""
+
+
 class Source(_Strict):
     """A labelled part of an image."""
 
@@ -62,6 +74,8 @@ class Source(_Strict):
     """How often it is sampled, relative to the others. Default: its number of voxels."""
     grow: Annotated[int, Field(ge=0, le=16)] = 0
     """Labels grow by up to this many voxels into unlabelled ones: for truths drawn with boundary voxels of label 0."""
+    sections: Cut | None = None
+    """How to cut it into sections, for a model of serial sections. Default: voxels as they are."""
 
 
 class Augment(_Strict):
@@ -95,6 +109,14 @@ class Augment(_Strict):
     """Share of the samples with a misalignment: half of them slips of one section, half shifts of all later ones."""
     max_shift: Annotated[int, Field(ge=1)] = 8
     """Largest misalignment in voxels."""
+    jitter: NotNegative = 0
+    """Every section is displaced along y and x by up to this many voxels of its own."""
+    section_contrast: Share = 0.0
+    """Contrast of every section is multiplied by a factor of its own within 1 - this..1 + this."""
+    section_brightness: Share = 0.0
+    """Up to this much is added to or taken away from every section."""
+    edges: Share = 0.0
+    """Share of the samples that are a slab across one axis, mirrored beyond it: what is seen at a volume's faces."""
 
 
 class Descriptors(_Strict):
@@ -244,6 +266,8 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "descriptors": Descriptors,
         "network": Architecture,
     }
+    if "sections" in loc[:-1]:
+        return sorted(Cut.model_fields)
     model = models.get(str(loc[0]), TrainingConfig) if len(loc) > 1 else TrainingConfig
     return sorted(model.model_fields)
 

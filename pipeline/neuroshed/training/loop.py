@@ -25,7 +25,7 @@ from neuroshed.storage.files import make_folder, replace_file
 from neuroshed.storage.intensity import image_spread
 from neuroshed.storage.models import ModelCard, save_model
 from neuroshed.training.checkpoints import newest_checkpoint
-from neuroshed.training.config import TrainingConfig, difference
+from neuroshed.training.config import Source, TrainingConfig, difference
 from neuroshed.training.learner import Learner, checkpoint_folder
 from neuroshed.training.logs import TrainingLog
 from neuroshed.training.ranks import joined
@@ -151,7 +151,7 @@ def _card(config: TrainingConfig, regions: list[Region], net: UNet, step: int, s
         lattice=config.lattice,
         normalisation=config.normalisation,
         spread=_spread(config, regions),
-        voxel_size=regions[0].volumes[0].voxel_size,
+        voxel_size=regions[0].image.voxel_size,
         training={
             "steps": step,
             "seed": config.seed,
@@ -159,16 +159,21 @@ def _card(config: TrainingConfig, regions: list[Region], net: UNet, step: int, s
             "patch_shape": config.patch_shape,
             "precision": config.precision,
             "parameters": parameter_count(net),
-            "samples": [{"image": region.volumes[0].path.name, "box": str(region.box)} for region in regions],
+            "samples": [_told(source) for source in config.samples],
             "held_out": {name: round(score, 4) for name, score in scores.items()},
         },
     )
 
 
+def _told(source: Source) -> dict[str, Any]:
+    told = {"box", "grow", "sections"}
+    return {"image": source.image.name} | source.model_dump(mode="json", include=told, exclude_defaults=True)
+
+
 def _spread(config: TrainingConfig, regions: list[Region]) -> tuple[float, float]:
     """How bright the training images are on the average, by voxels, in units of the normalisation."""
     low, high = config.normalisation
-    found = np.array([image_spread(region.volumes[0], region.box) for region in regions])
+    found = np.array([image_spread(region.image, region.box) for region in regions])
     mean = np.average((found - low) / (high - low), axis=0, weights=[region.weight for region in regions])
     dark, bright = (round(float(share), 4) for share in mean.clip(0, 1))
     return dark, bright

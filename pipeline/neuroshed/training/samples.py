@@ -6,15 +6,16 @@ prepared ahead in any number of threads, and a resumed training sees the ones an
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from neuroshed.errors import InputError
@@ -22,8 +23,9 @@ from neuroshed.geometry import Box, Vec, add, sub
 from neuroshed.model.descriptors import local_shape_descriptors
 from neuroshed.model.fused import CHANNELS_LAST
 from neuroshed.model.targets import affinity_targets
+from neuroshed.storage.views import Grown, Kept, Sections, Voxels
 from neuroshed.storage.volumes import Volume, open_volume
-from neuroshed.training.augment import change_intensities, draw_geometry
+from neuroshed.training.augment import AXES, change_intensities, draw_edges, draw_geometry
 from neuroshed.training.config import Source, TrainingConfig, source_box
 from neuroshed.training.elastic import draw_elastic
 
@@ -34,25 +36,13 @@ DRAWS = 10
 
 @dataclass(frozen=True)
 class Region:
-    """An opened source: its box of image, labels and mask, read in parts or kept in memory."""
+    """A box of image, labels and mask to draw samples from: a source, or one way of cutting it into sections."""
 
+    image: Voxels
+    labels: Voxels
+    mask: Voxels | None
     box: Box
-    volumes: tuple[Volume, ...]
-    """Image, labels and, if there is one, mask."""
     weight: float
-    grow: int
-    arrays: tuple[npt.NDArray[Any], ...] = ()
-    """The same, read as a whole, or empty."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the box's image, labels and mask in memory."""
-        return self.box.size * sum(volume.dtype.itemsize for volume in self.volumes)
-
-    def preloaded(self) -> Region:
-        """The region with its voxels in memory."""
-        arrays = tuple(volume.read(self.box) for volume in self.volumes)
-        return replace(self, arrays=arrays)
 
     def read(self, box: Box) -> list[npt.NDArray[Any]]:
         """Image, labels and mask (bool) of a box that may reach out of the region.
@@ -60,18 +50,30 @@ class Region:
         Outside the region, and only there, the image is reflected and the labels are 0.
         """
         inside = box.intersect(self.box)
-        if self.arrays:
-            image, labels, *mask = (array[inside.slices(self.box.start)] for array in self.arrays)
-        else:
-            image, labels, *mask = (volume.read(inside) for volume in self.volumes)
-        labels = grow_labels(labels, self.grow)
-        valid = mask[0] != 0 if mask else np.ones(labels.shape, bool)
+        labels = self.labels.read(inside)
+        valid = self.mask.read(inside) != 0 if self.mask else np.ones(labels.shape, bool)
         pad = list(zip(sub(inside.start, box.start), sub(box.stop, inside.stop), strict=True))
-        return [np.pad(image, pad, mode="reflect"), np.pad(labels, pad), np.pad(valid, pad)]
+        return [np.pad(self.image.read(inside), pad, mode="reflect"), np.pad(labels, pad), np.pad(valid, pad)]
 
 
-def open_region(source: Source) -> Region:
-    """Open a source; raises `InputError` if its volumes do not belong together or hold the wrong type."""
+def open_regions(sources: Sequence[Source], preload_gib: float) -> list[Region]:
+    """Open all sources, in memory if together they need at most `preload_gib`.
+
+    A source to be cut into sections makes a region for each axis, thickness and first voxel of the sections; they
+    share its weight.
+    """
+    opened = [(source, *_open(source)) for source in sources]
+    size = sum(box.size * sum(volume.dtype.itemsize for volume in volumes) for _, volumes, box in opened)
+    keep = size <= preload_gib * 2**30
+    regions = []
+    for source, volumes, box in opened:
+        seen: list[Voxels] = [Kept.of(volume, box) if keep else volume for volume in volumes]
+        regions += _regions(source, seen, box)
+    return regions
+
+
+def _open(source: Source) -> tuple[list[Volume], Box]:
+    """Image, labels and maybe mask of a source; `InputError` if they do not belong together or hold the wrong type."""
     image, labels = open_volume(source.image), open_volume(source.labels)
     volumes = [image, labels] + ([open_volume(source.mask)] if source.mask else [])
     for volume in volumes:
@@ -88,29 +90,30 @@ def open_region(source: Source) -> Region:
     box = source_box(source, image.shape)
     if box.empty or not image.box.contains(box):
         raise InputError(f"box {box} of {image.path} is empty or outside the volume of shape {image.shape}")
+    return volumes, box
+
+
+def _regions(source: Source, seen: Sequence[Voxels], box: Box) -> list[Region]:
+    image, labels, *masks = seen
+    if source.grow:
+        labels = Grown(labels, source.grow)
     weight = float(box.size) if source.weight is None else source.weight
-    return Region(box, tuple(volumes), weight, source.grow)
-
-
-def open_regions(sources: Sequence[Source], preload_gib: float) -> list[Region]:
-    """Open all sources, in memory if together they need at most `preload_gib`."""
-    regions = [open_region(source) for source in sources]
-    if sum(region.bytes for region in regions) <= preload_gib * 2**30:
-        return [region.preloaded() for region in regions]
-    return regions
-
-
-def grow_labels(labels: npt.NDArray[Any], distance: int) -> npt.NDArray[Any]:
-    """Labels `(z, y, x)` in which voxels of label 0 take the nearest label within `distance` voxels.
-
-    >>> grow_labels(np.array([[[3, 0, 0, 0, 5]]]), 1).tolist()
-    [[[3, 3, 0, 5, 5]]]
-    """
-    empty = labels == 0
-    if not distance or not empty.any() or empty.all():
-        return labels
-    far, nearest = ndimage.distance_transform_edt(empty, return_indices=True)
-    return np.where(far <= distance, labels[tuple(nearest)], 0)
+    if source.sections is None:
+        return [Region(image, labels, masks[0] if masks else None, box, weight)]
+    cuts = []
+    for thickness, axis in itertools.product(source.sections.thickness, source.sections.axes):
+        for phase in range(thickness):
+            cut = functools.partial(Sections, axis=AXES[axis], thickness=thickness, phase=phase)
+            views = [cut(image, averaged=True), *(cut(other, averaged=False) for other in (labels, *masks))]
+            part = views[0].box_inside(box)
+            if part.empty:
+                raise InputError(
+                    f"box {box} of {image.path} holds no whole section of {thickness} voxels along {axis}; make the "
+                    "box larger or the sections thinner"
+                )
+            cuts.append((views, part))
+    share = weight / len(cuts)
+    return [Region(views[0], views[1], views[2] if masks else None, part, share) for views, part in cuts]
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class Sampler:
             image, labels, valid = (geometry.apply(array) for array in patch)
             image = elastic.apply(image.astype(np.float32))
             labels, valid = elastic.apply(labels), elastic.apply(valid)
+            image, valid = draw_edges(rng, config.patch_shape, config.augment).apply(image, valid)
             if np.count_nonzero(valid & (labels != 0)) >= ENOUGH_LABELLED * labels.size:
                 break
         targets, counts = affinity_targets(labels, config.offsets, valid)

@@ -17,7 +17,7 @@ from neuroshed.model.losses import balanced_loss
 from neuroshed.model.networks import UNetNetwork
 from neuroshed.model.targets import NEAREST, affinity_targets
 from neuroshed.training.config import TrainingConfig
-from neuroshed.training.samples import Region, grow_labels
+from neuroshed.training.samples import Region
 
 # Inference batches in validation: it fits wherever training does.
 BATCH_SIZE = 1
@@ -49,20 +49,19 @@ def check_held_out(regions: Sequence[Region]) -> None:
         targets, counts = _truth(region)
         if not (counts & ~targets).any():
             raise InputError(
-                f"validation box {region.box} of {region.volumes[1].path} has no two labels that touch, so it cannot "
+                f"validation box {region.box} of {region.labels.path} has no two labels that touch, so it cannot "
                 "be scored; choose another box, or `grow` labels that were drawn with gaps"
             )
 
 
 def _truth(region: Region) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    labels = grow_labels(region.volumes[1].read(region.box), region.grow)
-    mask = region.volumes[2].read(region.box) != 0 if len(region.volumes) > 2 else None
-    return affinity_targets(labels, NEAREST, mask)
+    mask = region.mask.read(region.box) != 0 if region.mask else None
+    return affinity_targets(region.labels.read(region.box), NEAREST, mask)
 
 
 def predict_region(net: nn.Module, region: Region, config: TrainingConfig) -> npt.NDArray[np.uint8]:
     """Affinities uint8 `(3, z, y, x)` of a region's box, which sees the image around it as in a run."""
-    image = region.volumes[0]
+    image = region.image
     seen: Box = read_box(region.box, image.shape, config.lattice)
     network = UNetNetwork(net, config.normalisation, config.device, config.precision)
     predictor = Predictor(network, config.lattice, BATCH_SIZE, config.threads)

@@ -37,7 +37,7 @@ def check_model(model: ModelChoice, image: Location, options: PredictOptions) ->
     device = device_of(options.device)
     intensity = intensity_of(volume, opened, options)
     network = opened.network(intensity, device, options.precision)
-    trial = Trial(volume, Predictor(network, opened.lattice, 1, options.threads))
+    trial = Trial(volume, Predictor(network, opened.lattice, 1, options.threads), volume.box)
     box = trial.cell.intersect(volume.box)
     with _Memory(device) as memory:
         affinities = trial.predict(box)

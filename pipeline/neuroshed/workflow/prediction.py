@@ -15,6 +15,7 @@ from neuroshed.kernels.order import MAX_VOXELS
 from neuroshed.model.lattice import Lattice
 from neuroshed.stages.drift import TOP, Drift
 from neuroshed.stages.predict import Predict
+from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.intensity import image_spread, matched
 from neuroshed.storage.locations import Location
@@ -22,7 +23,7 @@ from neuroshed.storage.models import Model
 from neuroshed.storage.networks import Opened, open_model, resolved
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.workflow.config import PredictOptions, Workflow
-from neuroshed.workflow.trial import with_best_batch_size
+from neuroshed.workflow.trial import try_once, with_best_batch_size
 
 ODD_RATIO = 1.3
 """Voxel sizes of image and model that differ by more than this factor are told."""
@@ -61,6 +62,8 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         torch_version=_torch_version(),
     )
     check_memory(predict, local_memory(workflow.cluster))
+    if isinstance(choice, ForeignModel):
+        try_once(predict)
     return with_best_batch_size(predict) if options.batch_size == "auto" else predict
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from neuroshed.errors import InputError, WorkflowError
+from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Vec, add, mul, sub
 from neuroshed.model.inference import Predictor
 from neuroshed.model.lattice import read_box
@@ -24,6 +24,7 @@ from neuroshed.stages.registry import parse_stage
 from neuroshed.storage.volumes import Volume, open_volume
 
 Report = dict[str, Any]
+T = TypeVar("T")
 BATCHES = (1, 2, 4, 8, 16)
 FASTER = 0.95
 """A larger batch is suggested if a patch takes less than this share of its time."""
@@ -37,12 +38,14 @@ class Trial:
 
     image: Volume
     predictor: Predictor
+    region: Box
+    """What is meant of the image."""
 
     @property
     def cell(self) -> Box:
-        """What the patch nearest to the middle of the volume contributes."""
-        stride = self.predictor.lattice.stride
-        z, y, x = (side // 2 // step for side, step in zip(self.image.shape, stride, strict=True))
+        """What the patch in the middle of the region contributes."""
+        stride, middle = self.predictor.lattice.stride, add(self.region.start, self.region.stop)
+        z, y, x = (place // 2 // step for place, step in zip(middle, stride, strict=True))
         start = mul((z, y, x), stride)
         return Box(start, add(start, stride))
 
@@ -132,18 +135,44 @@ def _is(known: Predict, predict: Predict) -> bool:
 
 
 def _measured(predict: Predict) -> int:
-    if not predict.device.startswith("cuda"):
-        return _best(predict)
-    if not torch.cuda.is_available():
+    if predict.device.startswith("cuda") and not torch.cuda.is_available():
         raise WorkflowError(
             "predict.batch_size: auto is measured where the run is planned, and there is no GPU here; give a number, "
             "as `neuroshed model check` suggests it on a worker"
         )
+    return _where_it_runs(_best, predict)
+
+
+def try_once(predict: Predict) -> None:
+    """Send the patch in the middle of the region through the network, unless the run folder has results of it already.
+
+    Raises `InputError` for an answer that is not what is declared, or not finite. Without the GPU that it is for, that
+    is left to the first block.
+    """
+    if any(_used(predict)) or (predict.device.startswith("cuda") and not torch.cuda.is_available()):
+        return
+    try:
+        _where_it_runs(_answer, predict)
+    except BlockError as error:
+        raise InputError(f"a trial on one patch of {predict.image} failed: {error}") from error
+
+
+def _where_it_runs(function: Callable[[Predict], T], predict: Predict) -> T:
+    if not predict.device.startswith("cuda"):
+        return function(predict)
     # A coordinator that has touched a GPU would hold a part of its memory.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_best, predict).result()
+        return pool.submit(function, predict).result()
+
+
+def _answer(predict: Predict) -> None:
+    trial = _trial(predict)
+    trial.predict(trial.cell.intersect(trial.image.box))
 
 
 def _best(predict: Predict) -> int:
-    trial = Trial(open_volume(predict.image), predict.predictor)
-    return trial.speed(predict.patch_bytes)[1]
+    return _trial(predict).speed(predict.patch_bytes)[1]
+
+
+def _trial(predict: Predict) -> Trial:
+    return Trial(open_volume(predict.image), predict.predictor, predict.region)
