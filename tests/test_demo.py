@@ -23,9 +23,11 @@ LIMIT = 6_000_000
 
 def test_what_ships_is_small() -> None:
     files = {file.name: file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()}
-    assert {"fib25.h5", "fibsem.json", "fibsem.safetensors", "README.md"} <= {*files}
+    assert {"fib25.h5", "README.md"} <= {*files}
     assert files["fib25.h5"] <= LIMIT
-    assert files["fibsem.json"] + files["fibsem.safetensors"] <= LIMIT
+    assert shipped_models() == ["fibsem", "sections"]
+    for name in shipped_models():
+        assert files[f"{name}.json"] + files[f"{name}.safetensors"] <= LIMIT
 
 
 def test_the_volume_comes_with_its_licence_and_source() -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from neuroshed.errors import InputError
 from neuroshed.model.lattice import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, new_network
-from neuroshed.storage.models import ModelCard, load_model, save_model, shipped_models
+from neuroshed.storage.models import ModelCard, load_model, save_model
+from neuroshed.training.config import parse_config
+from neuroshed.workflow.config import find
 
 ARCHITECTURE = Architecture(features=(8, 16), kernels=((3, 3, 3),) * 2, pools=((2, 2, 2),))
 
@@ -124,10 +127,18 @@ def test_a_folder_of_two_models_is_ambiguous(saved: Path) -> None:
         load_model(saved.parent)
 
 
-def test_the_shipped_model_loads_by_name_and_is_small() -> None:
-    assert "fibsem" in shipped_models()
-    model = load_model("fibsem")
-    assert model.card.voxel_size == (10.0, 10.0, 10.0)
+@pytest.mark.parametrize(
+    ("name", "recipe", "thickness"), [("fibsem", "train", 10.0), ("sections", "train_sections", 40.0)]
+)
+def test_a_shipped_model_loads_by_name_is_small_and_has_its_recipe(name: str, recipe: str, thickness: float) -> None:
+    model = load_model(name)
+    assert model.card.voxel_size == (thickness, 10.0, 10.0)
+    config = parse_config(yaml.safe_load(find(recipe)))
+    assert (config.network, config.offsets, config.lattice) == (
+        model.card.architecture,
+        model.card.offsets,
+        model.card.lattice,
+    )
     assert sum(p.numel() for p in model.net.parameters()) * 4 < 6e6
 
 
