@@ -42,7 +42,7 @@ def coordinate(folder: Path, side: int, workers: int, out: Connection) -> None:
 
     from empty import Empty
     from neuroshed.engine.attempts import FailureOptions
-    from neuroshed.engine.clusters import ClusterConfig
+    from neuroshed.engine.config import ClusterConfig
     from neuroshed.engine.coordinator import Options, execute, ordered
     from neuroshed.storage.journal import Journal
     from neuroshed.storage.locations import Location

@@ -19,7 +19,7 @@ from neuroshed.storage.volumes import create_volume, open_volume
 
 from .promises.chunks import random_affinities, write_affinities
 
-COMMANDS = sorted(main.commands)
+COMMANDS = sorted(name for name, command in main.commands.items() if not command.hidden)
 
 
 def call(*arguments: object) -> Result:
@@ -227,7 +227,7 @@ def test_a_truth_of_another_shape(affinities: Path, tmp_path: Path) -> None:
     assert "has no label but 0" in refusal("evaluate", tmp_path / "truth", tmp_path / "truth")
 
 
-@pytest.mark.parametrize("word", ["slurm", "local:x", "in-process:0", "address"])
+@pytest.mark.parametrize("word", ["mesos", "local:x", "in-process:0", "address"])
 def test_a_cluster_that_is_none(word: str, tmp_path: Path) -> None:
     result = call("import", "a.h5", tmp_path / "b.zarr", "--voxel-size", 1, 1, 1, "--cluster", word)
     assert result.exit_code == 2

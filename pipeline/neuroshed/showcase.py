@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroshed import api
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.progress import Watcher
 from neuroshed.report.figure import draw_result
 

@@ -10,9 +10,13 @@ import pytest
 from distributed import Client, LocalCluster
 
 from neuroshed.engine import clusters, watchdog
-from neuroshed.engine.clusters import ClusterConfig, connect
+from neuroshed.engine.clusters import connect
+from neuroshed.engine.config import ClusterConfig
+from neuroshed.storage.locations import Location
 
 JOBS = 30
+
+NOWHERE = Location.of("/nowhere")
 
 
 def kept(cluster: Any) -> int:
@@ -27,7 +31,7 @@ def do_jobs(client: Any) -> None:
 
 
 def test_jobs_leave_nothing_in_the_scheduler() -> None:
-    with connect(ClusterConfig(kind="in-process", workers=1)) as connection:
+    with connect(ClusterConfig(kind="in-process", workers=1), NOWHERE) as connection:
         do_jobs(connection.client)
         assert kept(connection.client.cluster) == 0
         # Of a client as Dask makes it, to show that something would be seen.
@@ -38,7 +42,7 @@ def test_jobs_leave_nothing_in_the_scheduler() -> None:
 
 def test_jobs_leave_nothing_in_a_scheduler_that_is_not_ours() -> None:
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
-        with connect(ClusterConfig(kind="address", address=cluster.scheduler_address)) as connection:
+        with connect(ClusterConfig(kind="address", address=cluster.scheduler_address), NOWHERE) as connection:
             do_jobs(connection.client)
         assert kept(cluster) == 0
 
@@ -54,7 +58,7 @@ def test_worker_processes_have_their_own_environment_and_this_one_keeps_its_own(
     monkeypatch.delenv("__DASK_PARENT_PID", raising=False)
     before = dict(os.environ)
     for _ in range(2):
-        with connect(ClusterConfig(kind="local", workers=1)) as connection:
+        with connect(ClusterConfig(kind="local", workers=1), NOWHERE) as connection:
             (told,) = connection.client.run(lambda: dict(os.environ)).values()
             assert not watchdog.is_worker()
             assert told[watchdog.FAULTS] == str(connection.faults)
@@ -70,7 +74,7 @@ def test_a_client_that_cannot_be_closed_sinks_nothing(monkeypatch: pytest.Monkey
         await asyncio.sleep(1000)
 
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
-        with connect(ClusterConfig(kind="address", address=cluster.scheduler_address)) as connection:
+        with connect(ClusterConfig(kind="address", address=cluster.scheduler_address), NOWHERE) as connection:
             do_jobs(connection.client)
             thread = connection.client._loop_runner._loop_thread._thread
             assert thread.is_alive()
@@ -81,7 +85,7 @@ def test_a_client_that_cannot_be_closed_sinks_nothing(monkeypatch: pytest.Monkey
 
 
 def test_jobs_of_a_closed_connection() -> None:
-    with connect(ClusterConfig(kind="in-process", workers=1)) as connection:
+    with connect(ClusterConfig(kind="in-process", workers=1), NOWHERE) as connection:
         (worker,) = connection.workers()
         future = connection.submit(abs, -2, ("job", 1), worker)
         assert future.result(timeout=60) == 2

@@ -57,7 +57,7 @@ def test_where_nobody_has_a_gpu_or_everybody_has_any_worker_will_do() -> None:
 def test_jobs_at_work_never_take_more_than_a_shared_memory() -> None:
     windows = Windows()
     names = ["a", "b", "c"]
-    windows.update([worker(name, pool="shared") for name in names])
+    windows.update([worker(name, memory_group="shared") for name in names])
     rng = random.Random(1)
     alive: dict[int, tuple[str, Demand]] = {}
     largest = 0

@@ -22,7 +22,7 @@ import psutil
 from distributed.security import Security
 
 import neuroshed
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.model.lattice import Lattice
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, new_network

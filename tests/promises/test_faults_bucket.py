@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import neuroshed
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.storage.locations import Location
 
 from .chaos import KINDS, Case, Place, below, endure, sample_files

@@ -21,7 +21,8 @@ from distributed.comm import connect as dial
 from distributed.security import Security
 
 import neuroshed
-from neuroshed.engine.clusters import ClusterConfig, Connection, connect
+from neuroshed.engine.clusters import Connection, connect
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, NeuroshedError
 from neuroshed.stages.registry import load_stage
 from neuroshed.storage.journal import Journal, read_ledger
@@ -38,6 +39,8 @@ SECRETS = {
     "DASK_GATEWAY__AUTH__TOKEN": "d34db33fd34db33fd34db33fd34db33f",
     "OMP_API_KEY": "sk-0123456789abcdefghijklmnopqrstuv",
 }
+
+NOWHERE = Location.of("/nowhere")
 
 
 def listening(processes: list[psutil.Process]) -> set[str]:
@@ -57,7 +60,7 @@ def local(scratch: Path) -> Iterator[Connection]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))
         patch.setattr("tempfile.tempdir", str(scratch))
-        with connect(ClusterConfig(kind="local", workers=1)) as connection:
+        with connect(ClusterConfig(kind="local", workers=1), NOWHERE) as connection:
             yield connection
 
 
@@ -138,7 +141,7 @@ def test_in_process_clusters_open_no_port() -> None:
         return {(place.laddr.ip, place.laddr.port) for place in found}
 
     before = ports()
-    with connect(ClusterConfig(kind="in-process", workers=1)) as connection:
+    with connect(ClusterConfig(kind="in-process", workers=1), NOWHERE) as connection:
         assert connection.client.submit(sum, [1, 2]).result(30) == 3
         assert ports() - before == set()
 

@@ -10,7 +10,7 @@ import tifffile
 from numpy.testing import assert_array_equal
 
 import neuroshed
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, RunFailedError, WorkflowError
 from neuroshed.stages.imports import Import, default_block_shape
 from neuroshed.storage.sources import open_source

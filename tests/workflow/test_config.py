@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.storage.locations import Location
@@ -120,7 +120,10 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         ),
         (
             ["cluster={kind: local, wrkers: 2}"],
-            ["unknown key cluster.wrkers", "address, kind, memory_gb, patience_seconds, workers"],
+            [
+                "unknown key cluster.wrkers",
+                "address, folder, host, kind, memory_gb, patience_seconds, pools, port, python, workers",
+            ],
         ),
         (["box={start: [0,0,0], stop: [1,1,1], end: 3}"], ["box", "end"]),
         (["block_shape=[64,64]"], ["block_shape", "got"]),
@@ -174,7 +177,7 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         (["predict.flips=[c]"], ["predict.flips.0", "got 'c'"]),
         (["box=[[0,0,0]]"], ["box must be [[z0, y0, x0], [z1, y1, x1]]"]),
         (["box=[[0,0],[1,1]]"], ["box"]),
-        (["cluster=slurm"], ["cluster.kind", "'in-process', 'local' or 'address'", "got 'slurm'"]),
+        (["cluster=mesos"], ["cluster.kind", "'slurm' or 'address'", "got 'mesos'"]),
         (["cluster=local:many"], ["cluster.workers", "got 'many'"]),
         (["cluster=local:0"], ["cluster.workers", "greater than or equal to 1"]),
         (["cluster=address"], ["cluster", "an address goes with kind `address`"]),

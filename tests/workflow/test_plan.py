@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.geometry import Box
+from neuroshed.stages.predict import Predict
 from neuroshed.storage.models import load_model, save_model
 from neuroshed.storage.volumes import open_volume
 from neuroshed.terminal.units import size
@@ -332,3 +334,20 @@ def test_a_batch_size_is_measured_on_the_volume(settings: list[str]) -> None:
         assert "there is no GPU here; give a number" in refusal(
             [*settings, "predict.batch_size=auto", "predict.device=cuda"]
         )
+
+
+def test_a_step_that_no_worker_could_do_is_told_with_what_there_is(settings: list[str]) -> None:
+    pools = {"cpu": {"memory_gb": 0.001}, "gpu": {"memory_gb": 0.0001, "gpus": 1}}
+    line = refusal([*settings, f"cluster={json.dumps({'kind': 'slurm', 'pools': pools})}"])
+    assert re.search(r"a block of predict needs a GPU worker with 0\.\d+ GB", line)
+    assert "the pools have (GB): cpu 0.001, gpu 0.0001" in line
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(1, "cuda"), (0, "cpu")])
+def test_the_network_runs_on_gpus_where_workers_have_some(settings: list[str], gpus: int, device: str) -> None:
+    cluster = {"kind": "slurm", "pools": {"cpu": {"memory_gb": 8}, "other": {"memory_gb": 8, "gpus": gpus}}}
+    plan = make_plan(load("segment", [*settings, f"cluster={json.dumps(cluster)}"]))
+    source = plan.fragments.source
+    assert isinstance(source, Predict)
+    assert source.device == device
+    assert source.resource("") == ("gpu" if gpus else "cpu")

@@ -82,7 +82,7 @@ def at_work() -> Iterator[tuple[Interrupts, Callable[[Any], None]]]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 cluster_option = click.option(
-    "--cluster", default=None, help="local, local:4 (processes), in-process, or a scheduler address."
+    "--cluster", default=None, help="local, local:4 (processes), in-process, gpus, slurm, or a scheduler address."
 )
 settings_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of the workflow."
@@ -94,7 +94,7 @@ def cluster_of(word: str | None) -> Any:
     """The cluster that an option names; None if it was left out."""
     from pydantic import ValidationError
 
-    from neuroshed.engine.clusters import ClusterConfig
+    from neuroshed.engine.config import ClusterConfig
 
     if word is None:
         return None
@@ -102,7 +102,7 @@ def cluster_of(word: str | None) -> Any:
         return ClusterConfig.model_validate(word)
     except ValidationError:
         raise click.BadParameter(
-            f"got {word!r}; needed is local, local:N, in-process, in-process:N or an address such as tls://host:8786",
+            f"got {word!r}; needed is local, local:N, in-process, in-process:N, gpus, slurm or an address such as tls://host:8786",
             param_hint="--cluster",
         ) from None
 

@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from neuroshed.engine.attempts import Attempts, Block, FailureOptions
 from neuroshed.engine.dispatch import Demand
 from neuroshed.engine.failures import Kinds, bounded_trace, error_line
+from neuroshed.engine.pools import Backlog, add_up
 from neuroshed.engine.progress import Failure, Progress, Rates, place_text
 from neuroshed.engine.readiness import Key, Positions, Readiness
 from neuroshed.engine.worker import Failed, Report
@@ -114,6 +115,14 @@ class Books:
         keys = dict.fromkeys([*(block[:2] for block in self._alone), *(key for key, _ in self.readiness.ready())])
         return [self._demands[key] for key in keys]
 
+    def backlogs(self, pool_for: Callable[[Demand], str | None]) -> dict[str, Backlog]:
+        """What is there to do, by the pool whose workers are to do it."""
+        return add_up(
+            (pool_for(demand), counts.ready + counts.running, demand.seconds, left)
+            for key, counts in self.readiness.counts_by_step().items()
+            if (left := counts.ready + counts.running + counts.waiting) and (demand := self._demands[key])
+        )
+
     def wake(self, now: float) -> None:
         """Make blocks ready again whose time to wait is over."""
         for block, alone in self.attempts.due(now):
@@ -189,6 +198,7 @@ class Books:
     def _done(self, work: Work, report: Report) -> dict[str, Any]:
         mean = report.seconds / len(report.done)
         self._mean[work.key] = 0.8 * self._mean.get(work.key, mean) + 0.2 * mean
+        self._demands[work.key] = replace(self._demands[work.key], seconds=self._mean[work.key])
         self.rates.note(work.key[0], len(report.done), int(report.figures.get("voxels", 0)))
         self.attempts.forget((*work.key, position) for position in report.done)
         return {

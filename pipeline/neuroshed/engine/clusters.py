@@ -5,77 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from neuroshed.engine import watchdog
+from neuroshed.engine.config import STARTED, ClusterConfig
 from neuroshed.engine.control import deaf_to_interrupts
-from neuroshed.engine.dispatch import Worker
+from neuroshed.engine.dispatch import Demand, Worker
+from neuroshed.engine.fleet import Fleet
+from neuroshed.engine.hosting import hosted
+from neuroshed.engine.pools import Pool, pool_for
 from neuroshed.engine.scratch import scratch_folder
+from neuroshed.engine.settings import WORKER_ENVIRONMENT, dask_settings, environment
 from neuroshed.errors import RunFailedError, WorkflowError
+from neuroshed.storage.locations import Location
 
 log = logging.getLogger(__name__)
 
-# Of local worker processes. One thread each, unless a stage asks torch for more. Activations of a network are tens of
-# megabytes, which malloc would give back to the system and fault in anew at every layer: half of the time of a
-# prediction on a CPU (measured with glibc; other allocators ignore these).
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-}
 STARTS = 3
 """Tries to start local workers, which may be killed meanwhile."""
 CLOSE_SECONDS = 5.0
 """For a client to take its leave of the scheduler, which may be gone."""
 ANSWER_SECONDS = 0.2
 """Between looks at whether a scheduler that was asked something is still there."""
-
-
-class ClusterConfig(BaseModel):
-    """`cluster:` of a workflow. A word stands for the whole: `local`, `local:4`, `in-process`, or a scheduler
-    address.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["in-process", "local", "address"] = "local"
-    """`local`: worker processes on this machine; `in-process`: threads of this process; `address`: a running
-    scheduler.
-    """
-    workers: int | None = Field(default=None, ge=1)
-    """Tasks at a time; by default one a core. Not for `address`."""
-    address: str | None = None
-    """Scheduler address, such as tls://host:8786. Certificates are taken from Dask's own configuration."""
-    memory_gb: float | None = Field(default=None, gt=0)
-    """Memory for all tasks together, in GB, of `local` and `in-process`; by default that of the machine. Workers of an
-    `address` say themselves what they have.
-    """
-    patience_seconds: float = Field(default=600.0, ge=0)
-    """How long to wait for a scheduler or for workers that were lost before the run ends, to be resumed."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if "://" in value:
-            return {"kind": "address", "address": value}
-        kind, _, workers = value.partition(":")
-        return {"kind": kind, "workers": workers or None}
-
-    @model_validator(mode="after")
-    def _check(self) -> ClusterConfig:
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError("an address goes with kind `address`, and only with it")
-        return self
 
 
 @dataclass(frozen=True)
@@ -90,6 +45,14 @@ class Connection:
     """Folder in which workers leave a traceback when they die of a fault or of a time limit (`engine.watchdog`)."""
     processes: bool
     """Whether workers are processes, which can be ended, and not threads of this one."""
+    fleet: Fleet | None = None
+    """Workers that are started and ended as there is work, if they are."""
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    """The pools of that."""
+
+    def pool_for(self, demand: Demand) -> str | None:
+        """The pool whose workers get what needs so much."""
+        return pool_for(demand, self.pools)
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of each worker, by address; raises OSError if it is gone."""
@@ -116,13 +79,16 @@ class Connection:
     def described(self, address: str, info: dict[str, Any]) -> Worker:
         """A worker as jobs are given to it."""
         shared = self.memory_bytes
+        member = str(info.get("name", "")).rpartition("/")[0] if self.fleet else ""
         return Worker(
             address=address,
             host=info["host"],
             threads=info["nthreads"],
             memory_bytes=shared or int(info.get("memory_limit") or 0),
             gpus=info.get("resources", {}).get("GPU", 0.0),
-            pool="shared" if shared else "",
+            memory_group="shared" if shared else member,
+            member=member,
+            pool=member.partition("-")[0],
         )
 
 
@@ -141,8 +107,8 @@ async def _identity(client: Any) -> Any:
 
 
 @contextmanager
-def connect(config: ClusterConfig) -> Iterator[Connection]:
-    """A cluster; what was started for it is stopped at the end.
+def connect(config: ClusterConfig, run_folder: Location) -> Iterator[Connection]:
+    """A cluster for a run; what was started for it is stopped at the end.
 
     Local processes talk over loopback under mutual TLS with keys made for this run, since Dask unpickles what a peer
     sends.
@@ -151,7 +117,7 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
     import dask
 
     memory = local_memory(config) or 0
-    with scratch_folder() as scratch, dask.config.set(_settings(str(scratch))):
+    with scratch_folder() as scratch, dask.config.set(dask_settings(str(scratch))):
         if config.kind == "address":
             with _client(config.address) as client:
                 connection = Connection(client, 0, None, True)
@@ -159,11 +125,15 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
                 yield connection
             return
+        if config.kind in STARTED:
+            with hosted(config, run_folder) as (cluster, fleet, pools), _client(cluster) as client:
+                yield Connection(client, 0, None, True, fleet, pools)
+            return
         processes = config.kind == "local"
         workers = config.workers or os.cpu_count() or 1
         with ExitStack() as stack:
             if processes:
-                stack.enter_context(_environment(WORKER_ENVIRONMENT))
+                stack.enter_context(environment(WORKER_ENVIRONMENT))
             # A terminal sends Ctrl-C to all processes of a command. Workers have to finish what they are at.
             with deaf_to_interrupts():
                 cluster = stack.enter_context(_started(workers, processes, scratch, memory))
@@ -175,10 +145,10 @@ def connect(config: ClusterConfig) -> Iterator[Connection]:
 
 
 def local_memory(config: ClusterConfig) -> int | None:
-    """Bytes that all tasks of a cluster on this machine share; None if its workers are elsewhere."""
+    """Bytes that all tasks of a cluster on this machine share; None if its workers have their own."""
     from distributed.system import MEMORY_LIMIT
 
-    if config.kind == "address":
+    if config.kind not in ("local", "in-process"):
         return None
     return int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
 
@@ -209,51 +179,6 @@ def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
             if attempt == STARTS:
                 raise RunFailedError(f"worker processes cannot be started ({error}), tried {STARTS} times") from error
     raise AssertionError
-
-
-def _settings(scratch: str) -> dict[str, Any]:
-    return {
-        "distributed.comm.timeouts.connect": "30s",
-        # The coordinator counts deaths itself, and names the worker of every job.
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.scheduler.work-stealing": False,
-        # Dask gives up for good on a worker that is away so long after any death of its; nannies bring it back.
-        "distributed.deploy.lost-worker-timeout": "1000 days",
-        # Kernels that hold the interpreter keep a worker from saying that it lives.
-        "distributed.scheduler.worker-ttl": "15 minutes",
-        # Jobs leave nothing in memory; how many run at a time is decided by what they are predicted to take. A worker
-        # that takes nearly all of the memory is ended, before the system ends something else.
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        # Dask keeps the last messages to each worker, with their jobs, and an hour of its own load.
-        "distributed.admin.low-level-log-length": 50,
-        "distributed.admin.system-monitor.log-length": 60,
-        # Pages about the cluster would be open to every user of this machine.
-        "distributed.scheduler.http.routes": [],
-        "distributed.worker.http.routes": [],
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
-        # In-process workers take their folder from here alone.
-        "temporary-directory": scratch,
-    }
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for worker processes, some of which read them before Python starts.
-
-    Nannies set what they are told in this process too and leave it there, but give way to what is there already.
-    """
-    before = {name: os.environ.get(name) for name in (*values, "PYTHONHASHSEED")}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

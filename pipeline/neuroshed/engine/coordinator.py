@@ -13,7 +13,8 @@ import numpy as np
 
 from neuroshed.engine.attempts import FailureOptions
 from neuroshed.engine.books import Books
-from neuroshed.engine.clusters import ClusterConfig, Connection, connect
+from neuroshed.engine.clusters import Connection, connect
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.control import Control, Wish
 from neuroshed.engine.discarding import Discarding
 from neuroshed.engine.progress import Failure, Progress, Watcher
@@ -169,7 +170,7 @@ def _work(books: Books, stages: Sequence[Stage], options: Options) -> None:
     lost_at: float | None = None
     while True:
         try:
-            with connect(options.cluster) as connection:
+            with connect(options.cluster, books.journal.run_folder) as connection:
                 lost_at = None
                 _session(connection, books, orders, options)
                 return

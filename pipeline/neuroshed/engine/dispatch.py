@@ -6,7 +6,9 @@ the run, a job's memory is where it was counted, and when a worker dies it is kn
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +16,10 @@ Resource = Literal["cpu", "gpu"]
 
 WAITING_PER_THREAD = 1
 """Jobs that wait at a worker for each one that it works on, so that it never waits for the coordinator."""
+
+
+TIME_FACTOR, TIME_EXTRA = 1.5, 30.0
+"""A worker whose end is known gets a block if so many times what such blocks take, and so many seconds, are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,12 @@ class Worker:
     memory_bytes: int
     """What its jobs may take together; 0 if nobody said."""
     gpus: float = 0.0
+    memory_group: str = ""
+    """Workers of the same group share `memory_bytes`; by default a worker has its own."""
+    member: str = ""
+    """What it belongs to of what was started for this run (`engine.fleet.Member`)."""
     pool: str = ""
-    """Workers of the same pool share `memory_bytes`; by default a worker has its own."""
+    """The pool of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,17 @@ class Demand:
 
     resource: Resource
     memory_bytes: int
+    seconds: float = 0.0
+    """That it takes, as far as blocks like it have shown."""
+
+
+def is_time_for(seconds: float, ends_at: float | None, now: float) -> bool:
+    """Whether a worker that ends at a time since the epoch could finish a block of so many seconds.
+
+    >>> [is_time_for(100, ends_at, 1000) for ends_at in (None, 1200, 1170)]
+    [True, True, False]
+    """
+    return ends_at is None or now + TIME_FACTOR * seconds + TIME_EXTRA <= ends_at
 
 
 @dataclass(slots=True)
@@ -48,8 +69,8 @@ class _Desk:
     """Whether its one job must have no company."""
 
     @property
-    def pool(self) -> str:
-        return self.worker.pool or self.worker.address
+    def memory_group(self) -> str:
+        return self.worker.memory_group or self.worker.address
 
     @property
     def room(self) -> int:
@@ -64,9 +85,15 @@ class _Desk:
 class Windows:
     """All workers and what they work on."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, pool_for: Callable[[Demand], str | None] | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`pool_for` names the pool whose workers get a job; without it GPUs and memory alone decide."""
         self._desks: dict[str, _Desk] = {}
         self._of_job: dict[int, _Desk] = {}
+        self._pool_for, self._clock = pool_for, clock
+        self._ends: Mapping[str, float | None] = {}
+        self._dismissed: set[str] = set()
 
     def update(self, workers: Iterable[Worker]) -> None:
         """Take in who is there now. Workers that are not any more have to be given up with `leave`."""
@@ -140,10 +167,36 @@ class Windows:
         """Jobs that can be worked on at a time."""
         return sum(desk.worker.threads for desk in self._desks.values())
 
+    def jobs_by_member(self) -> Counter[str]:
+        """How many jobs each of what was started for this run has, those with none included."""
+        found: Counter[str] = Counter()
+        for desk in self._desks.values():
+            found[desk.worker.member] += len(desk.jobs)
+        return found
+
+    def set_ends(self, ends: Mapping[str, float | None]) -> None:
+        """Take in when members will be ended, in seconds since the epoch, as far as that is known."""
+        self._ends = ends
+
+    def dismiss(self, members: Iterable[str]) -> None:
+        """Give nothing more to the workers of some members."""
+        self._dismissed.update(members)
+
     def _fitting(self, demand: Demand) -> list[_Desk]:
-        """Workers with a GPU for what needs one, those without for the rest; where no worker says that it has one, or
+        """Workers of the pool that is meant, if there are pools, that have the time.
+
+        Else workers with a GPU for what needs one, those without for the rest; where no worker says that it has one, or
         all do, any.
         """
+        if self._pool_for is not None:
+            pool, now = self._pool_for(demand), self._clock()
+            return [
+                desk
+                for desk in self._desks.values()
+                if desk.worker.pool == pool
+                and desk.worker.member not in self._dismissed
+                and is_time_for(demand.seconds, self._ends.get(desk.worker.member), now)
+            ]
         with_gpu = [desk for desk in self._desks.values() if desk.worker.gpus]
         without = [desk for desk in self._desks.values() if not desk.worker.gpus]
         return (with_gpu or without) if demand.resource == "gpu" else (without or with_gpu)
@@ -152,5 +205,6 @@ class Windows:
         limit = desk.worker.memory_bytes
         if not limit:
             return True
-        others = sum(other.memory() for other in self._desks.values() if other.pool == desk.pool and other is not desk)
+        group = [other for other in self._desks.values() if other.memory_group == desk.memory_group]
+        others = sum(other.memory() for other in group if other is not desk)
         return others + desk.memory(demand.memory_bytes) <= limit

@@ -237,6 +237,10 @@ class Readiness:
             tallies.setdefault(fingerprint, []).append(node.blocks.tally)
         return {fingerprint: _counts(several) for fingerprint, several in tallies.items()}
 
+    def counts_by_step(self) -> dict[Key, Counts]:
+        """Blocks by step."""
+        return {key: _counts([node.blocks.tally]) for key, node in self._nodes.items()}
+
     @staticmethod
     def _link(node: _Node, source: _Node, need: Need) -> None:
         reach = reads(node.step.grid, source.step.grid, need.low, need.high)

@@ -17,6 +17,7 @@ from neuroshed.engine.books import Books, Work
 from neuroshed.engine.clusters import Connection
 from neuroshed.engine.control import Control, Wish
 from neuroshed.engine.dispatch import Demand, Windows
+from neuroshed.engine.scaler import Scaler
 from neuroshed.engine.watchdog import Left, at_work, take_faults
 from neuroshed.engine.worker import Job, Report, run_job
 from neuroshed.errors import RunFailedError, StorageFullError
@@ -69,7 +70,9 @@ class Session:
         """`watch` is called whenever blocks ended, `tick` every second with the workers as the scheduler lists them."""
         self.connection, self.books, self.orders = connection, books, orders
         self.control, self._watch, self._tell = control, watch, tick
-        self.windows = Windows()
+        fleet = connection.fleet
+        self.windows = Windows(connection.pool_for if fleet else None)
+        self._scaler = Scaler(fleet, connection.pools) if fleet else None
         self._sent: dict[int, _Sent] = {}
         self._ended: queue.SimpleQueue[tuple[int, Report | BaseException]] = queue.SimpleQueue()
         # Another session's job of the same name would answer for ours.
@@ -242,6 +245,8 @@ class Session:
         self._dead &= found.keys()
         found = {address: info for address, info in found.items() if address not in self._dead}
         self.windows.update(self.connection.described(address, info) for address, info in found.items())
+        if self._scaler:
+            self._scaler.tick(self.books.backlogs(self.connection.pool_for), self.windows)
         self._check_workers(found, patience, now)
         self._tell(found)
 
@@ -253,7 +258,11 @@ class Session:
             self._without_workers, self.books.progress.note = None, ""
             return
         need = f"a worker with {lacking[0].memory_bytes / 1e9:.1f} GB" if found and lacking else "workers"
-        self.books.progress.note = f"waiting for {need}"
+        queued = self._scaler.waiting() if self._scaler else 0
+        self.books.progress.note = f"waiting for {need}" + (f", {queued} in the queue" if queued else "")
+        if queued:
+            self._without_workers = None
+            return
         if self._without_workers is None:
             self._without_workers = now
             log.warning("waiting for %s", need)

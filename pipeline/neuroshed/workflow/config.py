@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from neuroshed.engine.attempts import FailureOptions
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels.across import check_offsets

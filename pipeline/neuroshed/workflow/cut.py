@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import yaml
 
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import Options, restore
 from neuroshed.engine.progress import Watcher
 from neuroshed.errors import WorkflowError

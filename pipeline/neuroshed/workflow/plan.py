@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import ordered
+from neuroshed.engine.dispatch import Demand
+from neuroshed.engine.pools import pool_for
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Vec
 from neuroshed.kernels.child import require
@@ -173,7 +176,23 @@ def make_plan(workflow: Workflow) -> Plan:
         Segment(run_folder=run_folder, agglomerate=agglomerate, threshold=threshold, alarm_share=share)
         for threshold in (*([FRAGMENTS] if FRAGMENTS in workflow.keep else []), *workflow.thresholds)
     )
-    return Plan(workflow, run_folder, tuple(segments))
+    plan = Plan(workflow, run_folder, tuple(segments))
+    check_pools(plan.stages, workflow.cluster)
+    return plan
+
+
+def check_pools(stages: Sequence[Stage], cluster: ClusterConfig) -> None:
+    """Raise `WorkflowError` if a step needs more than a worker of any pool has, so that it could never run."""
+    for stage in stages if cluster.pools else ():
+        for step in stage.steps:
+            demand = Demand(stage.resource(step.name), stage.memory_bytes(step.name))
+            if pool_for(demand, cluster.pools) is None:
+                sizes = ", ".join(f"{name} {pool.memory_gb:g}" for name, pool in cluster.pools.items())
+                raise WorkflowError(
+                    f"a block of {f'{stage.title} {step.name}'.rstrip()} needs a {demand.resource.upper()} worker with "
+                    f"{demand.memory_bytes / 1e9:.3g} GB; the pools have (GB): {sizes}. Give one more, or choose "
+                    "smaller blocks"
+                )
 
 
 def _fragments(

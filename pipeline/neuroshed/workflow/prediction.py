@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from neuroshed.engine.clusters import local_memory
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec, add
 from neuroshed.kernels.order import MAX_VOXELS
@@ -56,7 +57,7 @@ def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> 
         flips=_flips(options.flips, lattice),
         batch_size=1 if options.batch_size == "auto" else options.batch_size,
         threads=options.threads,
-        device=device_of(options.device),
+        device=device_of(options.device, workflow.cluster),
         precision=options.precision,
         deterministic=options.deterministic,
         torch_version=_torch_version(),
@@ -202,10 +203,12 @@ def intensity_of(image: Volume, model: Opened, options: PredictOptions) -> tuple
     return (high, low) if options.inverted else (low, high)
 
 
-def device_of(device: str) -> str:
-    """The device that is meant: `auto` is cuda where there is one."""
+def device_of(device: str, cluster: ClusterConfig | None = None) -> str:
+    """The device that is meant: `auto` is cuda if workers are to have GPUs, or, without pools, if this machine has."""
     if device != "auto":
         return device
+    if cluster and cluster.pools:
+        return "cuda" if any(pool.gpus for pool in cluster.pools.values()) else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

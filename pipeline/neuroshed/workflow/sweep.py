@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import Options
 from neuroshed.engine.progress import Watcher
 from neuroshed.errors import WorkflowError

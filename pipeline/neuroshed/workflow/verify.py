@@ -6,7 +6,7 @@ import random
 import uuid
 from contextlib import suppress
 
-from neuroshed.engine.clusters import ClusterConfig
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import Options, restore
 from neuroshed.engine.progress import Watcher
 from neuroshed.engine.readiness import Counts

@@ -1,0 +1,204 @@
+"""One workflow on every kind of cluster gives the same bytes, through losses, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from distributed import LocalCluster
+
+import neuroshed
+from neuroshed.engine.hosting import run_name
+from neuroshed.storage.locations import Location
+
+from ..promises.chunks import random_affinities, write_affinities
+from .sites import answer, queue, slurm, ssh_hosts
+
+pytestmark = pytest.mark.system
+POOLS = {
+    "cpu": {"cores": 2, "memory_gb": 2, "workers": [0, 2], "walltime": "00:30:00"},
+    "highmem": {"cores": 1, "memory_gb": 3},
+}
+SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def affinities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 blocks of noise."""
+    path = tmp_path_factory.mktemp("input") / "affinities.zarr"
+    return write_affinities(path, random_affinities(np.random.default_rng(1), (32, 32, 48), 256))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Slurm, for all tests of this file."""
+    # Sockets have short names.
+    with slurm(tmp_path_factory.mktemp("slurm")):
+        yield
+
+
+def settings(affinities: Path, run: Path, cluster: Any) -> list[str]:
+    return [f"affinities={affinities}", f"output={run}", "block_shape=[8,8,8]", f"cluster={json.dumps(cluster)}"]
+
+
+def digest(run: Path) -> dict[str, str]:
+    """Of all that the blocks of a run wrote."""
+    files = (file for mark in run.glob("*/stage.json") for file in mark.parent.rglob("*") if file.is_file())
+    found = {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.name != "stage.json"
+    }
+    assert len(found) > 20
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(affinities: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By threads of one process."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    neuroshed.run("segment", settings(affinities, run, "in-process:2"))
+    return digest(run)
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """No process of a worker is there any more that was not there before."""
+    before = set(workers())
+    yield
+    end = time.monotonic() + SECONDS
+    while left := set(workers()) - before:
+        assert time.monotonic() < end, [psutil.Process(pid).cmdline() for pid in left if psutil.pid_exists(pid)]
+        time.sleep(0.2)
+
+
+def workers() -> list[int]:
+    """Processes that a run has started as workers."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if "neuroshed" in (process.info["cmdline"] or []) and "worker" in process.info["cmdline"]
+    ]
+
+
+@contextmanager
+def plain_cluster(folder: Path) -> Iterator[Any]:
+    yield folder.name
+
+
+@contextmanager
+def running_scheduler(folder: Path) -> Iterator[Any]:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+        yield cluster.scheduler_address
+
+
+@contextmanager
+def pooled(folder: Path) -> Iterator[Any]:
+    yield {"kind": "gpus", "pools": POOLS | {"highmem": {"memory_gb": 3, "workers": 1}}}
+
+
+@contextmanager
+def slurm_jobs(folder: Path) -> Iterator[Any]:
+    yield {"kind": "slurm", "pools": POOLS}
+
+
+@contextmanager
+def by_ssh(folder: Path) -> Iterator[Any]:
+    with ssh_hosts(folder / "ssh", 2) as (here, hosts):
+        yield {"kind": "ssh", "host": here, "pools": {"cpu": {"cores": 1, "memory_gb": 2, "hosts": hosts}}}
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "local": plain_cluster,
+    "processes": plain_cluster,
+    "address": running_scheduler,
+    "gpus": pooled,
+    "slurm": slurm_jobs,
+    "ssh": by_ssh,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_cluster_gives_the_same_bytes(
+    kind: str, affinities: Path, expected: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "slurm":
+        request.getfixturevalue("site")
+    (tmp_path / kind).mkdir()
+    with nothing_left(), KINDS[kind](tmp_path / kind) as cluster:
+        summary = neuroshed.run("segment", settings(affinities, tmp_path / "run", cluster))
+    assert summary["status"] == "done"
+    assert digest(tmp_path / "run") == expected
+    if kind == "slurm":
+        assert not queue()
+        assert not (tmp_path / "run" / "workers" / "invitation.json").exists()
+
+
+def submit(affinities: Path, run: Path, cluster: Any) -> subprocess.Popen[bytes]:
+    """A coordinator of its own."""
+    words = [word for setting in settings(affinities, run, cluster) for word in ("--set", setting)]
+    return subprocess.Popen([sys.executable, "-m", "neuroshed", "run", "segment", *words], stderr=subprocess.DEVNULL)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def done_blocks(run: Path) -> int:
+    try:
+        return sum(row["done"] for row in neuroshed.status(run)["stages"].values())
+    except neuroshed.NeuroshedError:
+        return 0
+
+
+@pytest.mark.usefixtures("site")
+def test_a_run_survives_the_end_of_its_jobs(affinities: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with nothing_left():
+        process = submit(affinities, run, {"kind": "slurm", "pools": POOLS})
+        until(lambda: any("RUNNING" in job for job in queue()))
+        until(lambda: done_blocks(run) > 5 or process.poll() is not None)
+        killed = [job.split()[0] for job in queue() if "RUNNING" in job]
+        assert killed
+        answer("scancel", "--signal=KILL", "--full", killed[0])
+        assert process.wait(SECONDS) == 0
+    assert digest(run) == expected
+    assert not queue()
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("how", ["cancel", "kill"])
+def test_nothing_is_left_of_a_run_that_is_stopped(how: str, affinities: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with nothing_left():
+        process = submit(affinities, run, {"kind": "slurm", "pools": POOLS})
+        until(lambda: done_blocks(run) > 5 or process.poll() is not None)
+        assert process.poll() is None
+        mine = [job for job in queue() if run_name(Location.of(run)) in job]
+        assert mine
+        if how == "cancel":
+            neuroshed.cancel(run)
+            assert process.wait(SECONDS) == 130
+            assert not queue()
+        else:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            # Its workers see that it is gone.
+            until(lambda: not queue())
+    neuroshed.resume(run)
+    assert not queue()
