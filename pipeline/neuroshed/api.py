@@ -30,6 +30,7 @@ from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
 from neuroshed.workflow.plan import Plan, make_plan
+from neuroshed.workflow.slurm_job import launcher_for
 
 PathLike = str | os.PathLike[str]
 """A path, or text that is one or an `s3://` URL."""
@@ -61,14 +62,16 @@ def run(
 
 
 def submit(workflow: PathLike, settings: Sequence[str] = (), *, verify_writes: bool = False) -> Summary:
-    """Run a workflow as a process of its own, which goes on when this one ends. Returns when that has begun.
+    """Run a workflow as a process of its own, or a job of Slurm if it runs there, which goes on when this one ends.
+    Returns when that has begun, or waits in a queue.
 
-    The workflow is checked here first. Returns the run, its `state` (running, or done if it took but a moment), who
-    holds it, and where its log is. Raises `RunFailedError` with what it said if it ended otherwise.
+    The workflow is checked here first. Returns the run, its `state` (running, queued, or done if it took but a moment),
+    who holds it, and where its log is. Raises `RunFailedError` with what it said if it ended otherwise.
     """
     plan = _plan(workflow, settings)
     words = [word for setting in settings for word in ("--set", setting)]
-    return launch.submit(["run", os.fspath(workflow), *words, *_flags(verify_writes)], plan.run_folder)
+    command = ["run", os.fspath(workflow), *words, *_flags(verify_writes)]
+    return launch.submit(command, plan.run_folder, launcher_for(plan.workflow.cluster))
 
 
 def plan(workflow: PathLike, settings: Sequence[str] = ()) -> Summary:
@@ -89,8 +92,8 @@ def resume(
     """
     folder = Location.of(run_folder)
     if detach:
-        runs_.resumed(folder)
-        return launch.submit(["resume", str(folder), *_flags(verify_writes)], folder)
+        launcher = launcher_for(runs_.resumed(folder).workflow.cluster)
+        return launch.submit(["resume", str(folder), *_flags(verify_writes)], folder, launcher)
     return runs_.resume(folder, _options(watch, verify_writes, control))
 
 
@@ -112,10 +115,10 @@ def retry(
     folder = Location.of(run_folder)
     if detach:
         runs_.check_retry(folder, stage, blocks)
-        runs_.resumed(folder)
+        launcher = launcher_for(runs_.resumed(folder).workflow.cluster)
         words = ["--stage", stage] if stage else []
         words += [word for block in blocks for word in ("--blocks", ",".join(map(str, block)))]
-        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes)], folder)
+        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes)], folder, launcher)
     return runs_.retry(folder, stage, blocks, _options(watch, verify_writes, control))
 
 

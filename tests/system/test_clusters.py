@@ -182,6 +182,28 @@ def test_a_run_survives_the_end_of_its_jobs(affinities: Path, expected: dict[str
 
 
 @pytest.mark.usefixtures("site")
+def test_a_coordinator_that_is_a_job_goes_on_in_another(
+    affinities: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "site.yaml"
+    file.write_text(json.dumps({"kind": "slurm", "pools": POOLS, "coordinator": {"memory_gb": 2}}))
+    with nothing_left():
+        # Enough to do for several seconds after the first blocks.
+        more = f"thresholds={[round(0.25 + 0.05 * number, 2) for number in range(12)]}"
+        found = neuroshed.submit("segment", [*settings(affinities, run, str(file)), more])
+        assert found["coordinator"].startswith("Slurm job ")
+        number = found["coordinator"].split()[-1]
+        until(lambda: done_blocks(run) > 5)
+        # What Slurm does some minutes before the job's time is over.
+        answer("scancel", "--batch", "--signal=USR1", number)
+        until(lambda: number not in {job.split()[0] for job in queue()})
+        until(lambda: neuroshed.status(run)["state"] == "done" and not queue())
+    assert expected.items() <= digest(run).items()
+    assert (run / "workers" / "coordinator.exit").read_text() == "0\n"
+    assert len(list((run / "workers").glob("*-coordinator-*.log"))) == 2
+
+
+@pytest.mark.usefixtures("site")
 @pytest.mark.parametrize("how", ["cancel", "kill"])
 def test_nothing_is_left_of_a_run_that_is_stopped(how: str, affinities: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -13,6 +13,7 @@ import neuroshed
 from neuroshed.errors import InputError, RunFailedError, WorkflowError
 from neuroshed.storage.lease import Lease
 from neuroshed.storage.locations import Location
+from neuroshed.workflow import launch
 from neuroshed.workflow.launch import LocalLauncher, submit
 
 from .commands import coordinator_ended, wait_until
@@ -29,6 +30,7 @@ class Elsewhere:
     output: Path
     code: int | None = None
     description: str = "job 17"
+    waits: bool = False
     commands: list[Sequence[str]] = field(default_factory=list)
 
     def launch(self, command: Sequence[str], run_folder: Location) -> Elsewhere:
@@ -42,6 +44,9 @@ class Elsewhere:
             else:
                 self.lease.__enter__()
         return self.code is None
+
+    def queued(self) -> bool:
+        return self.waits
 
     def exit_code(self) -> int | None:
         return self.code
@@ -73,6 +78,12 @@ def test_one_that_ends_before_it_holds_the_run_is_told_of(tmp_path: Path) -> Non
     output.write_text("")
     with pytest.raises(RunFailedError, match="it said nothing"):
         submit(["run"], Location.of(tmp_path / "run"), Elsewhere(None, output, code=1))
+
+
+def test_one_that_waits_for_its_turn_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "QUEUE_SECONDS", 0.3)
+    found = submit(["run"], Location.of(tmp_path / "run"), Elsewhere(None, tmp_path / "output", waits=True))
+    assert (found["state"], found["holder"], found["coordinator"]) == ("queued", None, "job 17")
 
 
 def test_one_that_was_quick_is_done(tmp_path: Path) -> None:

@@ -17,13 +17,23 @@ verify_writes_option = click.option(
 detach_option = click.option("--detach", is_flag=True, help="In the background, as `submit` does.")
 
 
+where_option = click.option(
+    "--cluster", help="Where: a word such as slurm, an address, or a YAML file. The same as --set cluster=..."
+)
+
+
+def _with_cluster(settings: tuple[str, ...], cluster: str | None) -> tuple[str, ...]:
+    return settings if cluster is None else (*settings, f"cluster={cluster}")
+
+
 @main.command()
 @click.argument("workflow")
 @settings_option
+@where_option
 @verify_writes_option
 @json_option
 @command
-def run(workflow: str, settings: tuple[str, ...], verify_writes: bool, as_json: bool) -> None:
+def run(workflow: str, settings: tuple[str, ...], cluster: str | None, verify_writes: bool, as_json: bool) -> None:
     """Run WORKFLOW: a YAML file, or the name of a shipped one. Run again, it does only what is missing.
 
     Ctrl-C finishes the blocks that are at work and stops, a second one stops at once; either way all that was done is
@@ -34,18 +44,21 @@ def run(workflow: str, settings: tuple[str, ...], verify_writes: bool, as_json: 
     from neuroshed import api
 
     with at_work() as (control, watch):
-        summary = api.run(workflow, settings, watch, verify_writes=verify_writes, control=control)
+        summary = api.run(
+            workflow, _with_cluster(settings, cluster), watch, verify_writes=verify_writes, control=control
+        )
     show(summary, as_json, print_summary)
 
 
 @main.command()
 @click.argument("workflow")
 @settings_option
+@where_option
 @verify_writes_option
 @json_option
 @command
-def submit(workflow: str, settings: tuple[str, ...], verify_writes: bool, as_json: bool) -> None:
-    """Run WORKFLOW in the background, so that it goes on when this terminal is closed.
+def submit(workflow: str, settings: tuple[str, ...], cluster: str | None, verify_writes: bool, as_json: bool) -> None:
+    """Run WORKFLOW in the background, so that it goes on when this terminal is closed; with `--cluster slurm` as a job.
 
     The workflow is checked first; returns when the run has begun. `status --watch` follows it, `cancel` stops it.
 
@@ -53,7 +66,7 @@ def submit(workflow: str, settings: tuple[str, ...], verify_writes: bool, as_jso
     """
     from neuroshed import api
 
-    show(api.submit(workflow, settings, verify_writes=verify_writes), as_json, print_submitted)
+    show(api.submit(workflow, _with_cluster(settings, cluster), verify_writes=verify_writes), as_json, print_submitted)
 
 
 @main.command()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neuroshed.engine.pools import Pool
@@ -18,8 +19,8 @@ SLURM_POOL = Pool(workers=(0, 8), cores=4, memory_gb=16)
 
 
 class ClusterConfig(BaseModel):
-    """`cluster:` of a workflow. A word stands for the whole: `local`, `local:4`, `in-process`, `gpus`, `slurm`, or a
-    scheduler address. `processes` is another word for `local`.
+    """`cluster:` of a workflow. A word stands for the whole: `local`, `local:4`, `in-process`, `gpus`, `slurm`, a
+    scheduler address, or a YAML file that holds the section. `processes` is another word for `local`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -41,6 +42,9 @@ class ClusterConfig(BaseModel):
     pools: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], Pool] = Field(default_factory=dict)
     """Of `gpus`, `ssh` and `slurm`: kinds of workers, by name. A block goes to the pool of the least memory that
     suffices, with GPUs if it needs one."""
+    coordinator: Pool | None = None
+    """Of `slurm`: the job in which `neuroshed submit` puts the coordinator; when its walltime is over, another goes on.
+    Default: 2 cores, 8 GB."""
     host: str | None = None
     """Of `ssh` and `slurm`: the address of this machine at which workers reach it. Default: that of its way out."""
     port: int = Field(default=0, ge=0, le=65535)
@@ -58,6 +62,8 @@ class ClusterConfig(BaseModel):
             return value
         if "://" in value:
             return {"kind": "address", "address": value}
+        if value.endswith((".yaml", ".yml")):
+            return _section(Path(value))
         kind, _, workers = value.partition(":")
         if kind == "slurm":
             return {"kind": kind, "pools": {"cpu": SLURM_POOL}}
@@ -77,3 +83,13 @@ class ClusterConfig(BaseModel):
             if self.kind != "ssh" and pool.hosts:
                 raise ValueError(f"pool {name} has hosts, which go with kind ssh")
         return self
+
+
+def _section(file: Path) -> Any:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cluster file {file} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"cluster file {file} must hold keys and values, such as kind: slurm")
+    return values

@@ -47,7 +47,7 @@ def hosted(config: ClusterConfig, run_folder: Location) -> Iterator[tuple[Any, F
         cluster, invitation = stack.enter_context(scheduler(host, config.port))
         pools = config.pools or pools_here()
         if config.kind == "slurm":
-            folder = config.folder or _shared_folder(run_folder)
+            folder = config.folder or shared_folder(run_folder)
             file = stack.enter_context(written(invitation, folder))
             provider: Provider = SlurmJobs(run_name(run_folder), pools, file, folder, config.python)
         else:
@@ -61,7 +61,8 @@ def run_name(run_folder: Location) -> str:
     return f"neuroshed-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:8]}"
 
 
-def _shared_folder(run_folder: Location) -> Path:
+def shared_folder(run_folder: Location) -> Path:
+    """For what the machines of a cluster have to see; raises `WorkflowError` if the run is not on a file system."""
     if not run_folder.is_local:
         raise WorkflowError(
             f"run {run_folder} is in an object store; set cluster.folder to a folder that all machines of the cluster "

@@ -208,6 +208,8 @@ def print_submitted(found: dict[str, Any]) -> None:
     run = found["run"]
     if found["state"] == "done":
         lines = [f"run {run} is done", f"log     {found['log']}"]
+    elif found["state"] == "queued":
+        lines = [f"run {run} waits for its turn: {found['coordinator']}", f"output  {found['output']}"]
     else:
         lines = [
             f"run {run} goes on in the background: {found['holder']}",

@@ -21,6 +21,8 @@ from neuroshed.workflow.logs import LOG_FOLDER, OUTPUT_FILE, last_lines, log_pla
 from neuroshed.workflow.summary import Summary
 
 POLL_SECONDS = 0.2
+QUEUE_SECONDS = 10.0
+"""That a coordinator which waits for its turn is waited for."""
 
 
 class Launched(Protocol):
@@ -36,6 +38,9 @@ class Launched(Protocol):
 
     def alive(self) -> bool:
         """Whether it is still on its way or at work."""
+
+    def queued(self) -> bool:
+        """Whether it waits for its turn, for which nobody knows the time."""
 
     def exit_code(self) -> int | None:
         """How it ended; None while it is alive, or if nobody can tell."""
@@ -66,6 +71,9 @@ class _LocalProcess:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def queued(self) -> bool:
+        return False
 
     def exit_code(self) -> int | None:
         return self._process.poll()
@@ -98,7 +106,8 @@ class LocalLauncher:
 def submit(command: Sequence[str], run_folder: Location, launcher: Launcher | None = None) -> Summary:
     """Start a coordinator that outlives this process, and wait until it holds the run or has ended.
 
-    Returns the run, its `state` (running, or done if it ended at once), who holds it, and where log and output are.
+    Returns the run, its `state` (running, done if it ended at once, queued if it waits for its turn), who holds it, and
+    where log and output are.
     Raises `WorkflowError` if somebody works on the run already, `RunFailedError` with its exit code and the last it
     said if it ended otherwise, `RunStoppedError` if Ctrl-C ends the waiting.
     """
@@ -110,17 +119,17 @@ def submit(command: Sequence[str], run_folder: Location, launcher: Launcher | No
         )
     launched = (launcher or LocalLauncher()).launch(command, run_folder)
     try:
-        holder = _wait(launched, run_folder, before)
+        holder, queued = _wait(launched, run_folder, before)
     except KeyboardInterrupt:
         raise RunStoppedError(
             f"{launched.description} was started for run {run_folder} and goes on by itself; `neuroshed status "
             f"{run_folder}` shows it, `neuroshed cancel {run_folder}` stops it"
         ) from None
-    if holder is None and launched.exit_code() != 0:
+    if holder is None and not queued and launched.exit_code() != 0:
         raise _ended(launched, run_folder)
     return {
         "run": str(run_folder),
-        "state": "done" if holder is None else "running",
+        "state": "queued" if queued else "done" if holder is None else "running",
         "coordinator": launched.description,
         "holder": None if holder is None else str(holder),
         "log": str(log_place(run_folder)),
@@ -128,15 +137,18 @@ def submit(command: Sequence[str], run_folder: Location, launcher: Launcher | No
     }
 
 
-def _wait(launched: Launched, run_folder: Location, before: Holder | None) -> Holder | None:
-    """Who holds the run now; None if the coordinator ended before it was seen to hold it."""
+def _wait(launched: Launched, run_folder: Location, before: Holder | None) -> tuple[Holder | None, bool]:
+    """Who holds the run now, None if the coordinator ended before it was seen to hold it; and whether it waits."""
+    begin = time.monotonic()
     while launched.alive():
         holder = holder_of(run_folder)
         # Whoever asks after the run now must find its plan.
         if holder is not None and holder != before and (run_folder / PLAN_FILE).exists():
-            return holder
+            return holder, False
+        if time.monotonic() - begin > QUEUE_SECONDS and launched.queued():
+            return None, True
         time.sleep(POLL_SECONDS)
-    return None
+    return None, False
 
 
 def _ended(launched: Launched, run_folder: Location) -> RunFailedError:

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 
 from neuroshed.engine.control import Control, Wish
+from neuroshed.engine.providers.slurm import call_slurm
 from neuroshed.errors import InputError, RunFailedError, RunStoppedError, WorkflowError
 from neuroshed.storage.holders import Holder
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.folder import is_run
 from neuroshed.workflow.provenance import user
+from neuroshed.workflow.slurm_job import waiting_jobs
 
 REQUEST_FILE = "request.json"
 ANSWER_SECONDS = 60.0
@@ -71,6 +73,11 @@ def cancel(
     if not is_run(run_folder):
         raise InputError(f"{run_folder} holds no run; check the path")
     holder = holder_of(run_folder)
+    if jobs := waiting_jobs(run_folder):
+        tell(f"taking back Slurm job {', '.join(jobs)}, which was to go on with it")
+        call_slurm(["scancel", *jobs])
+        if holder is None:
+            return
     if holder is None:
         raise WorkflowError(f"nobody works on run {run_folder}; there is nothing to cancel")
     if holder.alive is False:

@@ -55,7 +55,7 @@ class SlurmJobs:
         script = self._folder / f"{pool}.sh"
         script.write_text(self._script(pool))
         try:
-            _slurm(["sbatch", "--parsable", f"--array=0-{count - 1}", str(script)])
+            call_slurm(["sbatch", "--parsable", f"--array=0-{count - 1}", str(script)])
         except OSError as error:
             raise RunFailedError(f"Slurm takes no workers of pool {pool} ({error}); see {script}") from error
 
@@ -75,56 +75,66 @@ class SlurmJobs:
 
     def stop(self, names: Collection[str]) -> None:
         """Cancel jobs."""
-        _slurm(["scancel", "--quiet", *(name.rpartition("-")[2] for name in names)])
+        call_slurm(["scancel", "--quiet", *(name.rpartition("-")[2] for name in names)])
 
     def close(self) -> None:
         """Cancel all jobs of this name, and wait until none is in the queue; raises OSError if Slurm is silent."""
         until = time.monotonic() + GONE_SECONDS
         while listed := self._listed():
-            _slurm(["scancel", "--quiet", *sorted({array for array, *_ in listed})])
+            call_slurm(["scancel", "--quiet", *sorted({array for array, *_ in listed})])
             if time.monotonic() > until:
                 raise OSError(f"jobs {', '.join(sorted({array for array, *_ in listed}))} do not end")
             time.sleep(0.5)
 
     def _listed(self) -> list[list[str]]:
         names = ",".join(f"{self._name}-{pool}" for pool in self._pools)
-        text = _slurm(["squeue", "--me", "--noheader", f"--name={names}", f"--format={_FORMAT}"])
+        text = call_slurm(["squeue", "--me", "--noheader", f"--name={names}", f"--format={_FORMAT}"])
         return [line.split("|") for line in text.splitlines()]
 
     def _script(self, name: str) -> str:
         pool = self._pools[name]
         command = worker_command(self._python, str(self._invitation), "$NAME", pool)
+        options = [
+            f"--job-name={self._name}-{name}",
+            f"--output={self._folder}/%x-%A_%a.log",
+            # A worker that is taken away is asked for anew by the coordinator.
+            "--no-requeue",
+            *job_options(pool),
+        ]
         lines = [
             "#!/bin/bash",
-            *(f"#SBATCH {option}" for option in self._options(name, pool)),
+            *(f"#SBATCH {option}" for option in options),
             pool.before.rstrip(),
             f'NAME={name}-"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"',
             "exec " + " ".join('"$NAME"' if word == "$NAME" else shlex.quote(word) for word in command),
         ]
         return "\n".join(line for line in lines if line) + "\n"
 
-    def _options(self, name: str, pool: Pool) -> list[str]:
-        found = [
-            f"--job-name={self._name}-{name}",
-            f"--output={self._folder}/%x-%A_%a.log",
-            "--nodes=1",
-            "--ntasks=1",
-            f"--cpus-per-task={pool.cores}",
-            f"--mem={-(-pool.memory_bytes // 2**20)}M",
-            # A worker that is taken away is asked for anew by the coordinator.
-            "--no-requeue",
-        ]
-        given = {"gpus": pool.gpus or None, "time": pool.walltime, "partition": pool.partition, "account": pool.account}
-        return [*found, *(f"--{key}={value}" for key, value in given.items() if value), *pool.options]
+
+def job_options(pool: Pool) -> list[str]:
+    """What a job of a pool asks sbatch for."""
+    given = {"gpus": pool.gpus or None, "time": pool.walltime, "partition": pool.partition, "account": pool.account}
+    return [
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={pool.cores}",
+        f"--mem={-(-pool.memory_bytes // 2**20)}M",
+        *(f"--{key}={value}" for key, value in given.items() if value),
+        *pool.options,
+    ]
 
 
-def _slurm(command: Sequence[str]) -> str:
+def call_slurm(command: Sequence[str]) -> str:
     """What a command of Slurm says; raises OSError if it fails or does not answer."""
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    # In a job of its own: what that was given is not meant for others.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    environment = {**kept, "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment, check=False
         )
+    except FileNotFoundError as error:
+        raise OSError(f"there is no {command[0]} here") from error
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{command[0]} gave no answer in {ANSWER_SECONDS:.0f} s") from error
     if done.returncode:
