@@ -142,6 +142,14 @@ def test_a_shipped_model_loads_by_name_is_small_and_has_its_recipe(name: str, re
     assert sum(p.numel() for p in model.net.parameters()) * 4 < 6e6
 
 
+def test_weights_that_are_no_numbers_are_refused_by_name(saved: Path) -> None:
+    model = load_model(saved)
+    weights = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    weights["head.bias"][1] = float("nan")
+    with pytest.raises(InputError, match="holds NaN or infinity in head.bias"):
+        load_model(save_model(saved.parent / "broken", model.card, weights))
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"shipped name \(.*fibsem"):
         load_model("no-such-model")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -53,6 +53,8 @@ BASES: dict[str, dict[str, Any]] = {
     "mutex": MUTEX_VALUES,
     "quantile": GIVEN_VALUES | {"agglomerate": {"score": "quantile_50"}},
     "waterz": GIVEN_VALUES | {"engine": "waterz"},
+    "slurm": GIVEN_VALUES
+    | {"cluster": {"kind": "slurm", "pools": {"cpu": {"memory_gb": 8}}, "coordinator": {"memory_gb": 4}}},
     "address": GIVEN_VALUES | {"cluster": {"kind": "address", "address": "tcp://nowhere:1"}},
 }
 
@@ -205,6 +207,30 @@ CASES = [
             "thresholds": [([0.3, 0.4, 0.5], frozenset({"segment 0.4"}))],
         },
     ),
+    # Where and how it runs, and who is told, decides nothing.
+    *cases(
+        "slurm",
+        {
+            "cluster.pools": [({"cpu": {"memory_gb": 9, "cores": 4}, "gpu": {"memory_gb": 9, "gpus": 1}}, NOTHING)],
+            "cluster.host": [("10.0.0.1", NOTHING)],
+            "cluster.port": [(8786, NOTHING)],
+            "cluster.python": [("/opt/python", NOTHING)],
+            "cluster.folder": [("IN/workers", NOTHING)],
+            "cluster.coordinator": [(None, NOTHING)],
+            "cluster.coordinator.cores": [(4, NOTHING)],
+            "cluster.coordinator.memory_gb": [(9, NOTHING)],
+            "cluster.coordinator.walltime": [("01:00:00", NOTHING)],
+            "cluster.coordinator.partition": [("long", NOTHING)],
+            "cluster.coordinator.account": [("lab", NOTHING)],
+            "cluster.coordinator.options": [(["--qos=high"], NOTHING)],
+            "cluster.coordinator.before": [("module load x", NOTHING)],
+            "monitor.port": [(9464, NOTHING)],
+            "monitor.host": [("0.0.0.0", NOTHING)],
+            "monitor.command": [(["mail"], NOTHING)],
+            "monitor.webhook": [("HOOK", NOTHING)],
+            "monitor.failures": [(3, NOTHING)],
+        },
+    ),
     *cases("address", {"cluster.address": [("tcp://elsewhere:1", NOTHING)]}),
 ]
 
@@ -212,7 +238,9 @@ CASES = [
 def fields(model: type[BaseModel], before: str = "") -> Iterator[str]:
     """All keys that may be written, dotted; a section that may be missing is one of them, too."""
     for name, field in model.model_fields.items():
-        kinds = (field.annotation, *get_args(field.annotation))
+        # What is in lists and mappings has names of the user's.
+        inner = () if get_origin(field.annotation) in (dict, tuple) else get_args(field.annotation)
+        kinds = (field.annotation, *inner)
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not sections or type(None) in kinds:
             yield before + name

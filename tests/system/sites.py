@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from ..workflow.commands import free_port
+
 SECONDS = 60.0
 SLURM = """\
 ClusterName=test
@@ -70,14 +72,6 @@ def need(*programs: str, packages: str) -> None:
 
 def _which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

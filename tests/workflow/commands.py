@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,14 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     finally:
         end_group(process.pid)
         process.communicate(timeout=SECONDS)
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def end_group(pid: int) -> None:

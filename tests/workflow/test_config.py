@@ -122,9 +122,16 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
             ["cluster={kind: local, wrkers: 2}"],
             [
                 "unknown key cluster.wrkers",
-                "address, folder, host, kind, memory_gb, patience_seconds, pools, port, python, workers",
+                "address, coordinator, folder, host, kind, memory_gb, patience_seconds, pools, port, python, workers",
             ],
         ),
+        (
+            ["cluster={kind: slurm, pools: {cpu: {memory: 2}}}"],
+            ["unknown key cluster.pools.cpu.memory", "before, cores, gpus, hosts, memory_gb, options"],
+        ),
+        (["cluster={kind: slurm, pools: {cpu: {cores: 2}}}"], ["cluster.pools.cpu.memory_gb", "required"]),
+        (["cluster=/no/such/site.yaml"], ["cluster", "/no/such/site.yaml cannot be read"]),
+        (["monitor.webhook=https://x"], ["monitor.webhook", "match pattern"]),
         (["box={start: [0,0,0], stop: [1,1,1], end: 3}"], ["box", "end"]),
         (["block_shape=[64,64]"], ["block_shape", "got"]),
         (["block_shape=64"], ["block_shape", "got 64"]),

@@ -42,6 +42,8 @@ class Attempts:
         self._failed: Counter[Block] = Counter()
         self._died: Counter[Block] = Counter()
         self._waiting: list[tuple[float, Block, bool]] = []
+        self.retries = 0
+        """How often a block was, or is to be, tried again."""
 
     def failed(self, block: Block, now: float) -> bool:
         """Note that a block failed; whether it is tried again (else it is to be set aside)."""
@@ -85,6 +87,7 @@ class Attempts:
     def _again(self, block: Block, count: int, limit: int, now: float, *, alone: bool) -> bool:
         if count >= limit:
             return False
+        self.retries += 1
         wait = min(self._options.backoff_seconds * 2.0 ** min(count - 1, 20), LONGEST_BACKOFF_SECONDS)
         heapq.heappush(self._waiting, (now + wait, block, alone))
         return True

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neuroshed.engine.pools import Pool
+from neuroshed.engine.pools import Job, Pool
 
 Kind = Literal["in-process", "local", "gpus", "ssh", "slurm", "address"]
 STARTED = ("gpus", "ssh", "slurm")
@@ -42,7 +42,7 @@ class ClusterConfig(BaseModel):
     pools: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], Pool] = Field(default_factory=dict)
     """Of `gpus`, `ssh` and `slurm`: kinds of workers, by name. A block goes to the pool of the least memory that
     suffices, with GPUs if it needs one."""
-    coordinator: Pool | None = None
+    coordinator: Job | None = None
     """Of `slurm`: the job in which `neuroshed submit` puts the coordinator; when its walltime is over, another goes on.
     Default: 2 cores, 8 GB."""
     host: str | None = None

@@ -111,6 +111,11 @@ class Fleet:
                 raise self._error
             return [member for member in self._members if member.name not in self._stopped], Counter(self._ordered)
 
+    def waiting(self) -> Counter[str]:
+        """By pool, how many were asked for and have not begun."""
+        with self._lock:
+            return Counter(member.pool for member in self._members if not member.running) + self._ordered
+
     def _work(self) -> None:
         next_look = 0.0
         while True:

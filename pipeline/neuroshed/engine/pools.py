@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -39,23 +39,18 @@ class Host(BaseModel):
         return {"name": value} if isinstance(value, str) else value
 
 
-class Pool(BaseModel):
-    """Workers of one kind. A worker is one Slurm job, one host, one pod or one process group."""
+class Job(BaseModel):
+    """What a program that runs by itself is given: a job of Slurm, or a worker elsewhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    workers: Count | tuple[Count, Count] | None = None
-    """How many: a number, or the least and the most, between which they come and go with the work. Default: as many as
-    there are hosts or GPUs; else 0 to 4."""
     cores: Annotated[int, Field(ge=1)] = 1
-    """Blocks that a worker works on at a time."""
+    """Of a worker: blocks that it works on at a time."""
     memory_gb: Annotated[float, Field(gt=0)]
-    """Memory of a worker, which its blocks share, in GB."""
-    gpus: Count = 0
-    """GPUs of a worker: one process for each, in which its share of the cores is threads."""
+    """Memory in GB; of a worker, what its blocks share."""
     walltime: str | None = None
-    """Longest life of a worker: HH:MM:SS or D-HH:MM:SS. It gets no block that it could not finish, and is replaced.
-    Default: what the queue says."""
+    """Longest life: HH:MM:SS or D-HH:MM:SS. A worker gets no block that it could not finish, and is replaced. Default:
+    what the queue says."""
     partition: str | None = None
     """Of Slurm."""
     account: str | None = None
@@ -63,29 +58,13 @@ class Pool(BaseModel):
     options: tuple[str, ...] = ()
     """More arguments of sbatch, such as ["--constraint=a100"]."""
     before: str = ""
-    """Lines of shell before a worker starts there, such as `module load cuda`."""
-    hosts: tuple[Host, ...] = ()
-    """Of ssh: the machines, each of which is one worker."""
+    """Lines of shell before it starts there, such as `module load cuda`."""
 
     @model_validator(mode="after")
-    def _check(self) -> Pool:
-        least, most = self.range
-        if least > most:
-            raise ValueError(f"workers {[least, most]} must be [least, most]")
-        if self.gpus > self.cores:
-            raise ValueError(f"a worker of {self.gpus} GPUs needs as many cores, it has {self.cores}")
+    def _check_walltime(self) -> Self:
         if self.walltime is not None and self.walltime_seconds < LEAST_WALLTIME:
             raise ValueError(f"walltime {self.walltime!r} must be HH:MM:SS or D-HH:MM:SS, and 5 minutes or more")
-        if self.hosts and most > len(self.hosts):
-            raise ValueError(f"{most} workers need as many hosts, there are {len(self.hosts)}")
         return self
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """The least and the most workers."""
-        if self.workers is None:
-            return 0, len(self.hosts) or 4
-        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
     @property
     def walltime_seconds(self) -> int:
@@ -98,8 +77,38 @@ class Pool(BaseModel):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of a worker."""
+        """`memory_gb` in bytes."""
         return round(self.memory_gb * 1e9)
+
+
+class Pool(Job):
+    """Workers of one kind. A worker is one Slurm job, one host or one process group."""
+
+    workers: Count | tuple[Count, Count] | None = None
+    """How many: a number, or the least and the most, between which they come and go with the work. Default: as many as
+    there are hosts or GPUs; else 0 to 4."""
+    gpus: Count = 0
+    """GPUs of a worker: one process for each, in which its share of the cores is threads."""
+    hosts: tuple[Host, ...] = ()
+    """Of ssh: the machines, each of which is one worker."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Pool:
+        least, most = self.range
+        if least > most:
+            raise ValueError(f"workers {[least, most]} must be [least, most]")
+        if self.gpus > self.cores:
+            raise ValueError(f"a worker of {self.gpus} GPUs needs as many cores, it has {self.cores}")
+        if self.hosts and most > len(self.hosts):
+            raise ValueError(f"{most} workers need as many hosts, there are {len(self.hosts)}")
+        return self
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        if self.workers is None:
+            return 0, len(self.hosts) or 4
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
 
 @dataclass(slots=True)
@@ -139,9 +148,9 @@ def workers_wanted(pool: Pool, backlog: Backlog) -> int:
     """How many workers of a pool the work is worth, within its range; none once nothing is left for them.
 
     >>> pool = Pool(memory_gb=8, cores=4, workers=(0, 10))
-    >>> [workers_wanted(pool, Backlog(blocks, seconds, 100)) for blocks, seconds in ((0, 0), (1, 0.1), (100, 9e4))]
+    >>> [workers_wanted(pool, Backlog(blocks, seconds, left=9)) for blocks, seconds in ((0, 0), (1, 0.1), (100, 9e4))]
     [0, 1, 10]
-    >>> workers_wanted(pool, Backlog(100, 480, 100))
+    >>> workers_wanted(pool, Backlog(100, 480, left=100))
     2
     """
     least, most = pool.range

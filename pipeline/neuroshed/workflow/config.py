@@ -35,6 +35,7 @@ from neuroshed.stages.affinities import AffinityConvention
 from neuroshed.stages.semantics import MAX_CLASSES
 from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.locations import Location
+from neuroshed.workflow.monitor import MonitorOptions
 
 DECLARED = "declared"
 """Tag of a model that is declared, which errors leave out."""
@@ -223,6 +224,7 @@ class Workflow(_Strict):
     """Trial region: [[z0, y0, x0], [z1, y1, x1]], half-open. Default: the whole volume."""
     cluster: ClusterConfig = ClusterConfig()
     failures: FailureOptions = FailureOptions()
+    monitor: MonitorOptions = MonitorOptions()
     predict: PredictOptions = PredictOptions()
     engine: Literal["exact", "waterz"] = "exact"
     """`waterz`: waterz on blocks with context, merged by connected components of its scores; depends on the blocks.
@@ -363,6 +365,9 @@ def parse(values: dict[str, Any], source: str = "workflow") -> Workflow:
 def _known(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Workflow
     for part in location[:-1]:
+        # Names in mappings and numbers in lists are no keys of ours.
+        if str(part) not in model.model_fields:
+            continue
         annotation = model.model_fields[str(part)].annotation
         # A section that may be missing is a union with None.
         model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ class Live:
             "memory_bytes": peak_memory(stages),
         }
         self._workers: dict[str, Any] = gather({})
+        self._pools: dict[str, dict[str, int]] = {}
+        self._retries = 0
         self.snapshot: Snapshot | None = None
         """The newest, replaced as a whole; None before the coordinator has read what is done."""
 
@@ -61,6 +64,8 @@ class Live:
             "alarms": largest_segments(self._stages, progress)[1],
             "seconds_left": self._speeds["seconds_left"],
             "workers": self._workers,
+            "pools": self._pools,
+            "retries": self._retries,
             "failed": len(progress.failures),
             "failures": [failure_row(failure) for failure in progress.failures[-FAILURES_SHOWN:]],
         }
@@ -70,6 +75,8 @@ class Live:
         if self._connected is None:
             self._connected = time.monotonic()
         self._workers = gather(workers, connection.memory_bytes)
+        self._pools = pools(connection, workers)
+        self._retries = books.attempts.retries
         progress = books.progress
         rates = books.rates.per_second(self._connected)
         self._speeds = {
@@ -79,6 +86,15 @@ class Live:
             },
             "seconds_left": progress.seconds_left(list(progress.stages), self._workers["threads"]),
         }
+
+
+def pools(connection: Connection, workers: Workers) -> dict[str, dict[str, int]]:
+    """Worker processes by pool, and how many workers of it wait in a queue; all in one where there are no pools."""
+    if connection.fleet is None:
+        return {"all": {"connected": len(workers)}}
+    waiting = connection.fleet.waiting()
+    connected = Counter(connection.described(address, dict(info)).pool for address, info in workers.items())
+    return {name: {"connected": connected[name], "queued": waiting[name]} for name in connection.pools}
 
 
 def gather(workers: Workers, shared_bytes: int = 0) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import open_model
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.folder import MODEL_CARD_FILE, PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE
+from neuroshed.workflow.monitor import MonitorOptions
 from neuroshed.workflow.plan import Plan, droppable_steps, make_plan
 from neuroshed.workflow.provenance import user
 from neuroshed.workflow.sessions import attended
@@ -55,7 +56,7 @@ def start(plan: Plan, options: Options | None = None) -> Summary:
     used = replace(
         options or Options(), cluster=given.cluster, failures=given.failures, droppable=frozenset(plan.droppable)
     )
-    return run_stages(plan.run_folder, plan.stages, used, files, again)
+    return run_stages(plan.run_folder, plan.stages, used, files, again, given.monitor)
 
 
 def run_stages(
@@ -64,6 +65,7 @@ def run_stages(
     options: Options,
     files: Mapping[str, str] | None = None,
     again: str = "the same command goes on",
+    monitor: MonitorOptions | None = None,
 ) -> Summary:
     """Execute stages and sum up; `files` are put into the run folder before. `again` says how to go on after an error.
 
@@ -73,7 +75,11 @@ def run_stages(
     """
     begin = time.monotonic()
     # Nothing is written but by the one who holds the journal.
-    with _told(run_folder, again), Journal(run_folder, user()) as journal, attended(journal, stages, options) as used:
+    with (
+        _told(run_folder, again),
+        Journal(run_folder, user()) as journal,
+        attended(journal, stages, options, monitor) as used,
+    ):
         for name, text in (files or {}).items():
             (run_folder / name).put(text.encode())
         progress = execute(journal, stages, used)

@@ -29,6 +29,7 @@ from neuroshed.storage.locations import Location
 from neuroshed.workflow import provenance
 from neuroshed.workflow.live import LIVE_FILE, Live, put_live
 from neuroshed.workflow.logs import RunLog
+from neuroshed.workflow.monitor import Monitor, MonitorOptions
 from neuroshed.workflow.requests import hear
 from neuroshed.workflow.summary import history
 
@@ -50,7 +51,9 @@ IN_BUCKET = Every(live=15.0, requests=10.0, log=30.0)
 
 
 @contextmanager
-def attended(journal: Journal, stages: Sequence[Stage], options: Options) -> Iterator[Options]:
+def attended(
+    journal: Journal, stages: Sequence[Stage], options: Options, monitored: MonitorOptions | None = None
+) -> Iterator[Options]:
     """While a coordinator works with the options that this gives, others can follow it and ask it to stop.
 
     The journal must be open for writing.
@@ -65,10 +68,12 @@ def attended(journal: Journal, stages: Sequence[Stage], options: Options) -> Ite
         _log_start(entry, options, stages)
         narrator = _Narrator(options)
         attendant = _Attendant(run_folder, holder, options, live, run_log)
+        monitor = Monitor(monitored or MonitorOptions(), run_folder, live)
 
         def watch(progress: Progress) -> None:
             live.watch(progress)
             narrator.watch(progress)
+            monitor.watch(progress)
             options.watch(progress)
 
         def tick(books: Books, connection: Connection, workers: dict[str, dict[str, Any]]) -> None:
@@ -77,7 +82,7 @@ def attended(journal: Journal, stages: Sequence[Stage], options: Options) -> Ite
             options.tick(books, connection, workers)
 
         try:
-            with attendant:
+            with attendant, monitor:
                 yield replace(options, watch=watch, tick=tick)
         except BaseException as error:
             log.error("ended by %s: %s", type(error).__name__, error)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.hosting import run_name, shared_folder
-from neuroshed.engine.pools import Pool
+from neuroshed.engine.pools import Job
 from neuroshed.engine.providers.slurm import RUNNING, WAITING, call_slurm, job_options
 from neuroshed.errors import WorkflowError
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.launch import Launched, Launcher, LocalLauncher
 
-POOL = "coordinator"
-DEFAULT = Pool(cores=2, memory_gb=8)
+ROLE = "coordinator"
+DEFAULT = Job(cores=2, memory_gb=8)
 LEAD_SECONDS = 300
 """Before the end of its job, in which a coordinator lets workers finish what they are at."""
 LAST_SECONDS = 30
@@ -65,7 +65,7 @@ def launcher_for(cluster: ClusterConfig) -> Launcher:
 def waiting_jobs(run_folder: Location) -> list[str]:
     """Numbers of jobs of a run's coordinator that have not begun; none where there is no Slurm."""
     try:
-        listed = call_slurm(["squeue", "--me", "--noheader", f"--name={run_name(run_folder)}-{POOL}", "--format=%i|%T"])
+        listed = call_slurm(["squeue", "--me", "--noheader", f"--name={run_name(run_folder)}-{ROLE}", "--format=%i|%T"])
     except OSError:
         return []
     jobs = (line.split("|") for line in listed.splitlines())
@@ -109,20 +109,20 @@ class SlurmLauncher:
         Raises `WorkflowError` with what sbatch says if it refuses.
         """
         folder = self._cluster.folder or shared_folder(run_folder)
-        pool, name = self._cluster.coordinator or DEFAULT, run_name(run_folder)
-        script, exit_file = folder / f"{POOL}.sh", folder / f"{POOL}.exit"
-        output = f"{folder}/{name}-{POOL}-%j.log"
-        lead = min(LEAD_SECONDS, pool.walltime_seconds // 4 or LEAD_SECONDS)
+        job, name = self._cluster.coordinator or DEFAULT, run_name(run_folder)
+        script, exit_file = folder / f"{ROLE}.sh", folder / f"{ROLE}.exit"
+        output = f"{folder}/{name}-{ROLE}-%j.log"
+        lead = min(LEAD_SECONDS, job.walltime_seconds // 4 or LEAD_SECONDS)
         options = [
-            f"--job-name={name}-{POOL}",
+            f"--job-name={name}-{ROLE}",
             f"--output={output}",
             f"--signal=B:USR1@{lead}",
             "--requeue",
-            *job_options(pool),
+            *job_options(job),
         ]
         text = _SCRIPT.format(
             options="\n".join(f"#SBATCH {option}" for option in options),
-            before=pool.before.rstrip(),
+            before=job.before.rstrip(),
             exit_file=shlex.quote(str(exit_file)),
             neuroshed=shlex.join([self._cluster.python, "-m", "neuroshed"]),
             run=shlex.quote(str(run_folder)),

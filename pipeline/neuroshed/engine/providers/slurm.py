@@ -15,7 +15,7 @@ from pathlib import Path
 
 from neuroshed.engine.fleet import Member
 from neuroshed.engine.joining import worker_command
-from neuroshed.engine.pools import Pool
+from neuroshed.engine.pools import Job, Pool
 from neuroshed.errors import RunFailedError, WorkflowError
 
 ANSWER_SECONDS = 60.0
@@ -99,7 +99,7 @@ class SlurmJobs:
             f"--output={self._folder}/%x-%A_%a.log",
             # A worker that is taken away is asked for anew by the coordinator.
             "--no-requeue",
-            *job_options(pool),
+            *job_options(pool, pool.gpus),
         ]
         lines = [
             "#!/bin/bash",
@@ -111,16 +111,16 @@ class SlurmJobs:
         return "\n".join(line for line in lines if line) + "\n"
 
 
-def job_options(pool: Pool) -> list[str]:
-    """What a job of a pool asks sbatch for."""
-    given = {"gpus": pool.gpus or None, "time": pool.walltime, "partition": pool.partition, "account": pool.account}
+def job_options(job: Job, gpus: int = 0) -> list[str]:
+    """What a job asks sbatch for."""
+    given = {"gpus": gpus or None, "time": job.walltime, "partition": job.partition, "account": job.account}
     return [
         "--nodes=1",
         "--ntasks=1",
-        f"--cpus-per-task={pool.cores}",
-        f"--mem={-(-pool.memory_bytes // 2**20)}M",
+        f"--cpus-per-task={job.cores}",
+        f"--mem={-(-job.memory_bytes // 2**20)}M",
         *(f"--{key}={value}" for key, value in given.items() if value),
-        *pool.options,
+        *job.options,
     ]
 
 
