@@ -146,7 +146,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(saved: Path) -> None:
     model = load_model(saved)
     weights = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     weights["head.bias"][1] = float("nan")
-    with pytest.raises(InputError, match="holds NaN or infinity in head.bias"):
+    with pytest.raises(InputError, match=r"holds NaN or infinity in head\.bias"):
         load_model(save_model(saved.parent / "broken", model.card, weights))
 
 

@@ -129,7 +129,7 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
             ["cluster={kind: slurm, pools: {cpu: {memory: 2}}}"],
             ["unknown key cluster.pools.cpu.memory", "before, cores, gpus, hosts, memory_gb, options"],
         ),
-        (["cluster={kind: slurm, pools: {cpu: {cores: 2}}}"], ["cluster.pools.cpu.memory_gb", "required"]),
+        (["cluster={kind: slurm, pools: {cpu: {cores: 2}}}"], ["cluster.pools.cpu.memory_gb", "Field required"]),
         (["cluster=/no/such/site.yaml"], ["cluster", "/no/such/site.yaml cannot be read"]),
         (["monitor.webhook=https://x"], ["monitor.webhook", "match pattern"]),
         (["box={start: [0,0,0], stop: [1,1,1], end: 3}"], ["box", "end"]),
