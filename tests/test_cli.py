@@ -62,6 +62,7 @@ def test_every_verb_is_a_documented_function() -> None:
         "clean",
         "cut",
         "demo",
+        "doctor",
         "evaluate",
         "import",
         "init",

@@ -307,6 +307,25 @@ def sweep(
     return found
 
 
+def doctor(
+    cluster: ClusterConfig | str,
+    folder: PathLike,
+    *,
+    seconds: float = 300.0,
+    tell: Callable[[str], None] = quiet,
+) -> Summary:
+    """Examine the workers of a cluster: versions, reading and writing of `folder`, memory, GPUs, disk, clocks, limits.
+
+    A worker of each pool is started, and waited for up to `seconds`; of other clusters one a host is taken. Returns
+    `lines` (pool, host, check, ok, told, remedy) and `faults`, how many are not ok. Raises `WorkflowError` for a
+    cluster that cannot be reached and a folder that cannot be written here.
+    """
+    from neuroshed.workflow.doctor import doctor as examine
+
+    used = ClusterConfig.model_validate(cluster) if isinstance(cluster, str) else cluster
+    return examine(used, Location.of(folder), seconds=seconds, tell=tell)
+
+
 def check_model(model: PathLike | ForeignModel, image: PathLike, *, trust: bool = False, **predict: Any) -> Summary:
     """Run one patch of an image through a model and report what that shows.
 

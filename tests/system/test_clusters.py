@@ -146,6 +146,22 @@ def test_every_cluster_gives_the_same_bytes(
         assert not (tmp_path / "run" / "workers" / "invitation.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["slurm", "ssh"])
+def test_the_doctor_sees_a_worker_of_each_pool(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if kind == "slurm":
+        request.getfixturevalue("site")
+    (tmp_path / kind).mkdir()
+    with nothing_left(), KINDS[kind](tmp_path / kind) as cluster:
+        (tmp_path / "site.yaml").write_text(json.dumps(cluster))
+        report = neuroshed.doctor(str(tmp_path / "site.yaml"), tmp_path / "runs")
+        found = {(line["pool"], line["check"]): line for line in report["lines"]}
+        for pool in cluster["pools"]:
+            for check in ("connects", "versions", "reads", "writes", "memory", "clock"):
+                assert found[pool, check]["ok"], found[pool, check]
+    assert not list((tmp_path / "runs").iterdir())
+    assert not (kind == "slurm" and queue())
+
+
 def submit(affinities: Path, run: Path, cluster: Any) -> subprocess.Popen[bytes]:
     """A coordinator of its own."""
     words = [word for setting in settings(affinities, run, cluster) for word in ("--set", setting)]

@@ -82,7 +82,7 @@ def at_work() -> Iterator[tuple[Interrupts, Callable[[Any], None]]]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 cluster_option = click.option(
-    "--cluster", default=None, help="local, local:4 (processes), in-process, gpus, slurm, or a scheduler address."
+    "--cluster", default=None, help="local, local:4 (processes), in-process, gpus, slurm, an address, or a YAML file."
 )
 settings_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of the workflow."

@@ -1,11 +1,35 @@
-"""The command that a run gives to the machines that work for it; nobody else calls it."""
+"""Commands about clusters: doctor, and worker, which a run gives to the machines that work for it."""
 
 from __future__ import annotations
 
 import click
 
-from neuroshed.cli.base import main
+from neuroshed.cli.base import cluster_of, cluster_option, command, json_option, main, show
 from neuroshed.errors import NeuroshedError
+from neuroshed.terminal.tables import print_doctor
+
+
+@main.command()
+@cluster_option
+@click.option("--output", default=".", show_default=True, help="Folder, or s3:// place, where runs are to be written.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds to wait for workers."
+)
+@json_option
+@command
+def doctor(cluster: str | None, output: str, timeout: float, as_json: bool) -> None:
+    """Examine the workers of a cluster before a run: one line a check, and what to do if it fails. Exit code 1 if one
+    does.
+
+    Example: neuroshed doctor --cluster slurm --output /shared/runs
+    """
+    from neuroshed import api
+
+    used = cluster_of(cluster or "local")
+    report = api.doctor(used, output, seconds=timeout, tell=lambda text: click.echo(text, err=True))
+    show(report, as_json, print_doctor)
+    if report["faults"]:
+        raise SystemExit(1)
 
 
 @main.command(hidden=True)

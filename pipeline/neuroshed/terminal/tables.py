@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from neuroshed.kernels.metrics import RAND_VARIANTS
@@ -152,3 +153,14 @@ def print_cleaned(found: dict[str, Any]) -> None:
         return
     told = f"freed {size(found['bytes'])}" if found["removed"] else "nothing was removed"
     Console(soft_wrap=True).print(f"{told} in {found['run']}", markup=False, highlight=False)
+
+
+def print_doctor(report: dict[str, Any]) -> None:
+    """A line for each check of each worker, with the remedy below what is wrong."""
+    console = Console(soft_wrap=True)
+    for row in report["lines"]:
+        mark = "[green]ok  [/]" if row["ok"] else "[red]FAIL[/]"
+        where = " ".join(part for part in (row["pool"], row["host"]) if part)
+        console.print(f"{mark} {where:20} {row['check']:10} {escape(row['told'])}", highlight=False, soft_wrap=True)
+        if row["remedy"]:
+            console.print(f"     {escape(row['remedy'])}", highlight=False, soft_wrap=True)
