@@ -19,6 +19,7 @@ from neuroshed.storage.volumes import create_volume, open_volume
 
 from .promises.chunks import random_affinities, write_affinities
 
+OTHER_NAMES = {"import": "import_volume", "model": "check_model", "cluster": "cluster_certificates"}
 COMMANDS = sorted(name for name, command in main.commands.items() if not command.hidden)
 
 
@@ -60,6 +61,7 @@ def test_every_verb_is_a_documented_function() -> None:
     assert COMMANDS == [
         "cancel",
         "clean",
+        "cluster",
         "cut",
         "demo",
         "doctor",
@@ -79,7 +81,7 @@ def test_every_verb_is_a_documented_function() -> None:
         "verify",
     ]
     for command in COMMANDS:
-        function = getattr(neuroshed, {"import": "import_volume", "model": "check_model"}.get(command, command))
+        function = getattr(neuroshed, OTHER_NAMES.get(command, command))
         assert callable(function)
         assert function.__doc__
         # A module of the same name would take the function's place once it is imported.

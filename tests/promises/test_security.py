@@ -13,17 +13,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import psutil
 import pytest
-from distributed import Client
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from distributed import Client, Scheduler, Worker
 from distributed.comm import connect as dial
 from distributed.security import Security
 
 import neuroshed
 from neuroshed.engine.clusters import Connection, connect
 from neuroshed.engine.config import ClusterConfig
-from neuroshed.errors import BlockError, InputError, NeuroshedError
+from neuroshed.errors import BlockError, InputError, NeuroshedError, WorkflowError
 from neuroshed.stages.registry import load_stage
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.lease import Pace
@@ -272,3 +276,43 @@ def test_a_hostile_table_is_an_error(tmp_path: Path, bomb: bytes) -> None:
     path.write_bytes(bomb)
     with pytest.raises(BlockError, match="damaged"):
         read_node(Location.of(path), "edges")
+
+
+def configured(file: Path) -> Security:
+    """As with DASK_CONFIG."""
+    with dask.config.set(dask.config.merge(dask.config.config, yaml.safe_load(file.read_text()))):
+        return Security()
+
+
+def test_certificates_let_those_in_who_have_them_and_nobody_else(tmp_path: Path) -> None:
+    files = neuroshed.cluster_certificates(tmp_path / "certs", days=2)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files.values()} == {0o600}
+    neuroshed.cluster_certificates(tmp_path / "others")
+    mine, others = (configured(tmp_path / name / "dask.yaml") for name in ("certs", "others"))
+    assert mine.require_encryption
+
+    async def ask() -> None:
+        async with Scheduler(
+            protocol="tls://", host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0", security=mine
+        ) as scheduler:
+            async with (
+                Worker(scheduler.address, security=mine, protocol="tls://", host="127.0.0.1", nthreads=1),
+                Client(scheduler.address, security=mine, asynchronous=True) as client,
+            ):
+                assert await client.submit(sum, [1, 2]) == 3
+            with pytest.raises(OSError, match="TLS certificate does not match"):
+                await Client(scheduler.address, security=others, asynchronous=True, timeout="3s")
+
+    asyncio.run(ask())
+    with pytest.raises(WorkflowError, match=r"ca\.pem is there already"):
+        neuroshed.cluster_certificates(tmp_path / "certs")
+
+
+def test_no_other_certificate_can_be_made(tmp_path: Path) -> None:
+    files = neuroshed.cluster_certificates(tmp_path)
+    assert sum(b"PRIVATE KEY" in file.read_bytes() for file in files.values()) == 1
+    authority, own = (x509.load_pem_x509_certificate(files[name].read_bytes()) for name in ("ca.pem", "cluster.pem"))
+    own.verify_directly_issued_by(authority)
+    key = serialization.load_pem_private_key(files["cluster-key.pem"].read_bytes(), None)
+    assert key.public_key() == own.public_key() != authority.public_key()
+    assert not own.extensions.get_extension_for_class(x509.BasicConstraints).value.ca

@@ -1,6 +1,8 @@
-"""Commands about clusters: doctor, and worker, which a run gives to the machines that work for it."""
+"""Commands about clusters: doctor, cluster certs, and worker, which a run gives to the machines that work for it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -30,6 +32,33 @@ def doctor(cluster: str | None, output: str, timeout: float, as_json: bool) -> N
     show(report, as_json, print_doctor)
     if report["faults"]:
         raise SystemExit(1)
+
+
+@main.group()
+def cluster() -> None:
+    """Prepare a cluster of one's own.
+
+    Example: neuroshed cluster certs ~/neuroshed-certs
+    """
+
+
+@cluster.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--days", type=click.IntRange(min=1), default=365, show_default=True, help="How long they are valid.")
+@command
+def certs(folder: Path, days: int) -> None:
+    """Write certificates for a Dask scheduler of your own into FOLDER, and Dask's settings for them.
+
+    Copy FOLDER, under the same path, to every machine of the cluster, readable by you alone: whoever has it can run
+    code there.
+
+    Example: neuroshed cluster certs ~/neuroshed-certs
+    """
+    from neuroshed import api
+
+    for name, file in api.cluster_certificates(folder, days=days).items():
+        click.echo(f"{name:16} {file}")
+    click.echo(f"use them    export DASK_CONFIG={folder.resolve() / 'dask.yaml'}")
 
 
 @main.command(hidden=True)
