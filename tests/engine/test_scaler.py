@@ -248,25 +248,53 @@ def test_a_fleet_carries_out_orders_in_the_background_and_ends_all_at_the_end() 
     assert place.closed
 
 
-def test_a_place_that_does_not_answer_is_asked_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def error_of(fleet: Fleet) -> str:
+    """What it would tell its coordinator; empty if nothing is wrong."""
+    try:
+        fleet.look()
+    except RunFailedError as error:
+        return str(error)
+    return ""
+
+
+def test_a_place_that_does_not_answer_has_time_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleets, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(fleets, "WAIT_SECONDS", 0.01)
     place = Place()
-    with Fleet(place) as fleet:
+    with Fleet(place, patience=1.0) as fleet:
         fleet.start("cpu", 1)
         until(lambda: fleet.look()[0])
         place.failing = True
-        until(lambda: len(place.calls) > 3)
+        until(lambda: len(place.calls) > 5)
+        # Nobody who is silent has refused anything.
+        for _ in range(2 * TRIES):
+            fleet.start("cpu", 1)
+            until(lambda: not fleet.look()[1]["cpu"])
         place.failing = False
-        until(lambda: len(place.calls) > 3 * TRIES)
+        calls = len(place.calls)
+        until(lambda: len(place.calls) > calls + 5)
         assert len(fleet.look()[0]) == 1
         place.failing = True
+        until(lambda: "could not be learnt for 1 s: no answer" in error_of(fleet))
+    assert place.closed
+
+
+def test_a_place_that_refuses_is_asked_again_at_longer_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(fleets, "LONGEST_WAIT_SECONDS", 0.1)
+    place = Place()
+
+    def refuse(pool: str, count: int) -> None:
+        place.calls.append("refused")
+        raise RunFailedError("no such partition")
+
+    monkeypatch.setattr(place, "start", refuse)
+    with Fleet(place) as fleet:
 
         def told() -> bool:
-            try:
-                fleet.look()
-            except OSError as error:
-                return "no answer" in str(error)
-            return False
+            if not error_of(fleet) and not fleet.look()[1]["cpu"]:
+                fleet.start("cpu", 1)
+            return f"no such partition (tried {TRIES} times)" in error_of(fleet)
 
         until(told)
-    assert place.closed
+        assert place.calls.count("refused") == TRIES

@@ -126,7 +126,7 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
             ],
         ),
         (
-            ["cluster={kind: slurm, pools: {cpu: {memory: 2}}}"],
+            ["cluster={kind: slurm, pools: {cpu: {memory_gb: 2, memory: 2}}}"],
             ["unknown key cluster.pools.cpu.memory", "before, cores, gpus, hosts, memory_gb, options"],
         ),
         (["cluster={kind: slurm, pools: {cpu: {cores: 2}}}"], ["cluster.pools.cpu.memory_gb", "Field required"]),

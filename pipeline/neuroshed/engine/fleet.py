@@ -15,14 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from neuroshed.errors import NeuroshedError
+from neuroshed.errors import NeuroshedError, RunFailedError
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 3.0
 """Between two looks at how workers are."""
-TRIES = 5
-"""Of a look or a start that fails, one after another, before that is told as an error."""
+TRIES = 8
+"""To start workers of a pool, one after another, before that they cannot be is told as an error."""
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 60.0
+"""After the first try in vain, doubled each time, and at most: a queue may be full for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +62,20 @@ class Provider(Protocol):
 class Fleet:
     """A provider, behind a queue of orders. To be used in a `with` statement, which ends all workers."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, patience: float = 600.0) -> None:
+        """`patience` is how many seconds the provider may be silent."""
         self.provider = provider
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._patience = patience
+        self._orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="neuroshed-fleet", daemon=True)
         self._lock = threading.Lock()
         self._members: list[Member] = []
         self._ordered: Counter[str] = Counter()
         self._stopped: set[str] = set()
-        self._failed = 0
-        self._error: Exception | None = None
+        self._silent_since: float | None = None
+        self._failed: Counter[str] = Counter()
+        self._not_before: dict[str, float] = {}
+        self._error: NeuroshedError | None = None
 
     def __enter__(self) -> Fleet:
         self._thread.start()
@@ -81,30 +87,25 @@ class Fleet:
         self.provider.close()
 
     def start(self, pool: str, count: int) -> None:
-        """Order more workers."""
-
-        def work() -> None:
-            try:
-                self.provider.start(pool, count)
-                self._look()
-            finally:
-                with self._lock:
-                    self._ordered[pool] -= count
-
+        """Order more workers, unless such an order has just failed."""
+        if time.monotonic() < self._not_before.get(pool, 0.0):
+            return
+        log.info("asking for %d workers of pool %s", count, pool)
         with self._lock:
             self._ordered[pool] += count
-        self._orders.put(work)
+        self._orders.put(lambda: self._start(pool, count))
 
     def stop(self, names: Collection[str]) -> None:
         """Order the end of workers."""
+        log.info("letting go %s", ", ".join(names))
         with self._lock:
             self._stopped.update(names)
-        self._orders.put(lambda: self.provider.stop(names))
+        self._orders.put(lambda: self._stop(names))
 
     def look(self) -> tuple[list[Member], Counter[str]]:
         """All workers as last seen, but those that were told to end; and by pool how many are still being asked for.
 
-        Raises what went wrong, if it did several times.
+        Raises `RunFailedError` if workers could not be started, or nobody answered, for too long.
         """
         with self._lock:
             if self._error is not None:
@@ -119,27 +120,57 @@ class Fleet:
     def _work(self) -> None:
         next_look = 0.0
         while True:
-            order: Callable[[], None] | None = self._look
+            order: Callable[[], object] | None = self._look
             with suppress(queue.Empty):
                 order = self._orders.get(timeout=max(next_look - time.monotonic(), 0.0))
             if order is None:
                 return
-            self._try(order)
+            order()
             next_look = time.monotonic() + LOOK_SECONDS
 
-    def _try(self, order: Callable[[], None]) -> None:
+    def _start(self, pool: str, count: int) -> None:
+        failure: Exception | None = None
         try:
-            order()
-            self._failed = 0
+            self.provider.start(pool, count)
         except (OSError, NeuroshedError) as error:
-            self._failed += 1
-            log.warning("workers: %s", error)
-            if self._failed == TRIES:
-                with self._lock:
-                    self._error = error
+            failure = error
+        answers = self._look()
+        with self._lock:
+            self._ordered[pool] -= count
+        if failure is None:
+            self._failed[pool] = 0
+            return
+        log.warning("%s", failure)
+        self._not_before[pool] = time.monotonic() + min(WAIT_SECONDS * 2.0 ** self._failed[pool], LONGEST_WAIT_SECONDS)
+        # Where nobody answers, no word of refusal was given either.
+        self._failed[pool] += answers
+        if self._failed[pool] >= TRIES:
+            self._give_up(f"{failure} (tried {TRIES} times)")
 
-    def _look(self) -> None:
-        members = list(self.provider.members())
+    def _stop(self, names: Collection[str]) -> None:
+        try:
+            self.provider.stop(names)
+        except (OSError, NeuroshedError) as error:
+            log.warning("workers could not be ended now, but will be at the end: %s", error)
+
+    def _look(self) -> bool:
+        """Take in how workers are; whether there was an answer."""
+        try:
+            members = list(self.provider.members())
+        except (OSError, NeuroshedError) as error:
+            now = time.monotonic()
+            if self._silent_since is None:
+                log.warning("how workers are cannot be learnt: %s", error)
+                self._silent_since = now
+            if now - self._silent_since > self._patience:
+                self._give_up(f"how workers are could not be learnt for {self._patience:.0f} s: {error}")
+            return False
+        self._silent_since = None
         with self._lock:
             self._members = members
             self._stopped &= {member.name for member in members}
+        return True
+
+    def _give_up(self, reason: str) -> None:
+        with self._lock:
+            self._error = RunFailedError(reason)

@@ -53,7 +53,7 @@ def hosted(config: ClusterConfig, run_folder: Location) -> Iterator[tuple[Any, F
         else:
             places = _hosts(config, invitation) if config.kind == "ssh" else _places_here(pools)
             provider = HeldProcesses(places, invitation, config.folder or _logs(run_folder))
-        yield cluster, stack.enter_context(Fleet(provider)), pools
+        yield cluster, stack.enter_context(Fleet(provider, config.patience_seconds)), pools
 
 
 def run_name(run_folder: Location) -> str:

@@ -5,7 +5,6 @@ A worker is only ever ended when it has nothing to do and gets nothing any more.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -14,8 +13,6 @@ from neuroshed.engine.dispatch import Windows, is_time_for
 from neuroshed.engine.fleet import Fleet, Member
 from neuroshed.engine.pools import Backlog, Pool, workers_wanted
 from neuroshed.errors import RunFailedError
-
-log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 30.0
 """That a worker has nothing to do before it is let go, while there is work for the pool at all."""
@@ -60,7 +57,6 @@ class Scaler:
         staying = [member for member in members if is_time_for(backlog.shortest, member.ends_at, now)]
         wanted = workers_wanted(pool, backlog)
         if (missing := wanted - len(staying) - ordered) > 0:
-            log.info("asking for %d workers of pool %s: %d blocks are ready", missing, name, backlog.blocks)
             self._fleet.start(name, missing)
         idle = [member.name for member in members if not jobs.get(member.name, 0)]
         for member in members:
@@ -77,7 +73,6 @@ class Scaler:
             if now - self._idle_since[member.name] >= patience:
                 going.append(member.name)
         if going:
-            log.info("letting go %d workers of pool %s", len(going), name)
             windows.dismiss(going)
             self._fleet.stop(going)
             for gone in going:
