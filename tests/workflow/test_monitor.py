@@ -118,6 +118,15 @@ def test_failures_are_told_once_they_pass_the_limit_and_then_the_end(
     assert "blocks failed" in news(tmp_path / "news")[0][1]["text"]
 
 
+def test_ctrl_c_is_told_as_an_end_that_was_asked_for(tmp_path: Path) -> None:
+    def interrupted(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        neuroshed.run("stitch", [*settings(tmp_path), command(tmp_path / "news")], interrupted)
+    assert [(event, told["text"]) for event, told in news(tmp_path / "news")] == [("stopped", "KeyboardInterrupt")]
+
+
 def test_what_goes_wrong_in_telling_harms_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,8 +65,9 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        event = "done" if error is None else "stopped" if isinstance(error, RunStoppedError) else "failed"
-        self._tell(event, "" if error is None else f"{error}".splitlines()[0])
+        stopped = isinstance(error, RunStoppedError | KeyboardInterrupt | SystemExit)
+        event = "done" if error is None else "stopped" if stopped else "failed"
+        self._tell(event, "" if error is None else (str(error).splitlines() or [type(error).__name__])[0])
         for thread in self._threads:
             thread.join()
         if self._server is not None:

@@ -6,12 +6,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.hosting import run_name, shared_folder
 from neuroshed.engine.pools import Job
 from neuroshed.engine.providers.slurm import RUNNING, WAITING, call_slurm, job_options
 from neuroshed.errors import WorkflowError
 from neuroshed.storage.locations import Location
+from neuroshed.workflow.folder import WORKFLOW_FILE
 from neuroshed.workflow.launch import Launched, Launcher, LocalLauncher
 
 ROLE = "coordinator"
@@ -63,10 +66,14 @@ def launcher_for(cluster: ClusterConfig) -> Launcher:
 
 
 def waiting_jobs(run_folder: Location) -> list[str]:
-    """Numbers of jobs of a run's coordinator that have not begun; none where there is no Slurm."""
+    """Numbers of jobs of a run's coordinator that have not begun; none of runs that are not for Slurm."""
     try:
-        listed = call_slurm(["squeue", "--me", "--noheader", f"--name={run_name(run_folder)}-{ROLE}", "--format=%i|%T"])
-    except OSError:
+        cluster = yaml.safe_load((run_folder / WORKFLOW_FILE).read_bytes())["cluster"]
+        if cluster["kind"] != "slurm":
+            return []
+        name = f"--name={run_name(run_folder)}-{ROLE}"
+        listed = call_slurm(["squeue", "--me", "--noheader", name, "--format=%i|%T"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
         return []
     jobs = (line.split("|") for line in listed.splitlines())
     return [number for number, state in jobs if state in WAITING]
