@@ -332,7 +332,10 @@ def doctor(
     """
     from neuroshed.workflow.doctor import doctor as examine
 
-    used = ClusterConfig.model_validate(cluster) if isinstance(cluster, str) else cluster
+    try:
+        used = ClusterConfig.model_validate(cluster)
+    except ValueError as error:
+        raise WorkflowError(f"{cluster!r} is no cluster: {' '.join(str(error).split())}") from error
     return examine(used, Location.of(folder), seconds=seconds, tell=tell)
 
 

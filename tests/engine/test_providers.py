@@ -147,6 +147,17 @@ def test_held_processes_get_their_invitation_and_end_with_their_input(tmp_path: 
     assert not provider.members()
 
 
+def test_places_of_two_pools_may_have_one_name(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    places = [Place(pool, "0", lambda worker: program) for pool in ("gpu", "cpu")]
+    provider = HeldProcesses(places, INVITATION, tmp_path)
+    provider.start("gpu", 1)
+    provider.start("cpu", 1)
+    provider.start("cpu", 1)
+    assert [member.pool for member in provider.members()] == ["gpu", "cpu"]
+    provider.close()
+
+
 def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     provider = HeldProcesses([Place("cpu", "a", lambda name: ["/no/such/ssh"])], INVITATION, tmp_path)
     with pytest.raises(WorkflowError, match="cannot be started with /no/such/ssh"):

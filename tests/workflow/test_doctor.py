@@ -85,6 +85,11 @@ def test_what_a_worker_writes_must_be_seen_here(tmp_path: Path, monkeypatch: pyt
     assert "not to be seen here" in lines["writes"]["told"]
 
 
+def test_what_is_no_cluster_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WorkflowError, match=r"'mesos' is no cluster: .*'slurm'"):
+        neuroshed.doctor("mesos", tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkflowError, match=r"folder .*file cannot be written here"):

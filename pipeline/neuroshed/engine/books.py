@@ -117,11 +117,11 @@ class Books:
 
     def backlogs(self, pool_for: Callable[[Demand], str | None]) -> dict[str, Backlog]:
         """What is there to do, by the pool whose workers are to do it."""
-        return add_up(
-            (pool_for(demand), counts.ready + counts.running, demand.seconds, left)
-            for key, counts in self.readiness.counts_by_step().items()
-            if (left := counts.ready + counts.running + counts.waiting) and (demand := self._demands[key])
-        )
+        parts = []
+        for key, counts in self.readiness.counts_by_step().items():
+            demand, blocks = self._demands[key], counts.ready + counts.running
+            parts.append((pool_for(demand), blocks, demand.seconds, blocks + counts.waiting))
+        return add_up(parts)
 
     def wake(self, now: float) -> None:
         """Make blocks ready again whose time to wait is over."""

@@ -109,14 +109,13 @@ class Edges:
 
 def draw_edges(rng: np.random.Generator, patch_shape: Vec, augment: Augment) -> Edges:
     """Draw an axis and a slab of at least a quarter of the patch, or all of it."""
-    axis = 0
-    if augment.edges and rng.random() < augment.edges:
-        axis = int(rng.integers(3))
-        length = patch_shape[axis]
-        kept = int(rng.integers(max(length // 4, 1), length + 1))
-        start = int(rng.integers(length - kept + 1))
-        return Edges(axis, start, start + kept)
-    return Edges(axis, 0, patch_shape[axis])
+    if not augment.edges or rng.random() >= augment.edges:
+        return Edges(0, 0, patch_shape[0])
+    axis = int(rng.integers(3))
+    length = patch_shape[axis]
+    kept = int(rng.integers(max(length // 4, 1), length + 1))
+    start = int(rng.integers(length - kept + 1))
+    return Edges(axis, start, start + kept)
 
 
 def change_intensities(

@@ -75,7 +75,10 @@ def cancel(
     holder = holder_of(run_folder)
     if jobs := waiting_jobs(run_folder):
         tell(f"taking back Slurm job {', '.join(jobs)}, which was to go on with it")
-        call_slurm(["scancel", *jobs])
+        try:
+            call_slurm(["scancel", *jobs])
+        except OSError as error:
+            raise RunFailedError(f"Slurm did not take back job {', '.join(jobs)} ({error}); try again") from error
         if holder is None:
             return
     if holder is None:

@@ -99,7 +99,11 @@ class _Job:
             return None
 
     def _state(self) -> str:
-        listed = call_slurm(["squeue", "--me", "--noheader", "--format=%i|%T"])
+        try:
+            listed = call_slurm(["squeue", "--me", "--noheader", "--format=%i|%T"])
+        except OSError:
+            # It was submitted; of a Slurm that is silent for a while nothing else is known.
+            return "PENDING"
         states = dict(line.split("|") for line in listed.splitlines())
         return str(states.get(self._number, ""))
 

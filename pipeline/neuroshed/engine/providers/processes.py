@@ -52,8 +52,8 @@ class HeldProcesses:
 
     def start(self, pool: str, count: int) -> None:
         """One worker in each of the next free places of a pool, as far as there are some."""
-        taken = {place.name for place, _ in self._running.values()}
-        free = [place for place in self._places if place.pool == pool and place.name not in taken]
+        taken = [place for place, _ in self._running.values()]
+        free = [place for place in self._places if place.pool == pool and place not in taken]
         for place in free[:count]:
             self._start(place)
 
