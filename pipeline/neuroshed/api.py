@@ -307,14 +307,14 @@ def sweep(
     return found
 
 
-def cluster_certificates(folder: PathLike, *, days: int = 365) -> dict[str, Path]:
+def cluster_certificates(folder: PathLike, *, days: int = 365, at: PathLike | None = None) -> dict[str, Path]:
     """Write certificates, their key and Dask's settings for a scheduler of one's own; returns the files by name.
 
     Raises `WorkflowError` if one of them is there already, or the folder cannot be written.
     """
     from neuroshed.engine.certificates import write_certificates
 
-    return write_certificates(Path(folder), days)
+    return write_certificates(Path(folder), days, None if at is None else Path(at))
 
 
 def doctor(

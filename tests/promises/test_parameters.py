@@ -215,6 +215,8 @@ CASES = [
             "cluster.host": [("10.0.0.1", NOTHING)],
             "cluster.port": [(8786, NOTHING)],
             "cluster.python": [("/opt/python", NOTHING)],
+            "cluster.name": [("lab", NOTHING)],
+            "cluster.namespace": [("lab", NOTHING)],
             "cluster.folder": [("IN/workers", NOTHING)],
             "cluster.coordinator": [(None, NOTHING)],
             "cluster.coordinator.cores": [(4, NOTHING)],

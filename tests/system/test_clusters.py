@@ -13,18 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
+import dask
 import numpy as np
 import psutil
 import pytest
+import yaml
 from distributed import LocalCluster
 
 import neuroshed
 from neuroshed.engine.hosting import run_name
 from neuroshed.storage.locations import Location
 
+from ..kubernetes_site import NAMESPACE, Site, kubernetes_site
 from ..promises.chunks import random_affinities, write_affinities
-from .sites import answer, queue, slurm, ssh_hosts
+from ..workflow.commands import free_port
+from .sites import answer, daemon, queue, slurm, ssh_hosts, wait_for
 
 pytestmark = pytest.mark.system
 POOLS = {
@@ -120,6 +125,69 @@ def by_ssh(folder: Path) -> Iterator[Any]:
         yield {"kind": "ssh", "host": here, "pools": {"cpu": {"cores": 1, "memory_gb": 2, "hosts": hosts}}}
 
 
+@contextmanager
+def pods(folder: Path) -> Iterator[Any]:
+    """Worker groups of a Kubernetes whose pods are processes here, started with the very arguments of the manifests."""
+    neuroshed.cluster_certificates(folder / "certs")
+    port, health = free_port(), free_port()
+    address = f"tls://127.0.0.1:{port}"
+    running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(site: Site, deployment: dict[str, Any]) -> None:
+        site.make_pod(deployment)
+        name = deployment["metadata"]["name"]
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        variables = {item["name"]: item["value"] for item in container["env"] if "value" in item}
+        command, *arguments = (word.replace("$(DASK_WORKER_NAME)", name) for word in container["args"])
+        assert command == "neuroshed"
+        there = {
+            "tls://neuroshed-scheduler.neuroshed.svc:8786": address,
+            "--alive=/tmp/alive": f"--alive={folder}/{name}",
+            "/certs/dask.yaml": str(folder / "certs" / "dask.yaml"),
+        }
+        small = {"--cores=8": "--cores=2", "--memory-gb=28": "--memory-gb=2"}
+        arguments = [(there | small).get(word, word) for word in arguments]
+        environment = os.environ | {key: there.get(value, value) for key, value in variables.items()}
+        log = (folder / f"{name}.log").open("wb")
+        running[name] = subprocess.Popen(
+            [sys.executable, "-m", "neuroshed", *arguments], env=environment, stdout=log, stderr=log
+        )
+
+    def kill(name: str) -> None:
+        running[name].terminate()
+        running[name].wait(SECONDS)
+
+    serving = [sys.executable, "-m", "neuroshed", "scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    with pytest.MonkeyPatch.context() as patch, kubernetes_site(folder) as site:
+        patch.setenv("KUBECONFIG", str(site.kubeconfig))
+        patch.setenv("DASK_CONFIG", str(folder / "certs" / "dask.yaml"))
+        site.kubelet, site.killer = start, kill
+        with daemon([*serving, "--health", str(health)], folder / "scheduler.log"), configured(folder / "certs"):
+            wait_for(lambda: answers(health), "neuroshed scheduler", folder / "scheduler.log")
+            pools = {"cpu": {"cores": 2, "memory_gb": 2}}
+            yield {"kind": "kubernetes", "namespace": NAMESPACE, "address": address, "pools": pools}
+        assert running
+        assert all((folder / name).exists() for name in running)
+        assert not site.named("deployments")
+        assert not site.retired
+
+
+def answers(port: int) -> bool:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def configured(certificates: Path) -> Iterator[None]:
+    """Dask as it is where DASK_CONFIG was set before the start."""
+    settings = yaml.safe_load((certificates / "dask.yaml").read_text())
+    with dask.config.set(dask.config.merge(dask.config.config, settings)):
+        yield
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "local": plain_cluster,
     "processes": plain_cluster,
@@ -127,6 +195,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "gpus": pooled,
     "slurm": slurm_jobs,
     "ssh": by_ssh,
+    "kubernetes": pods,
 }
 
 
@@ -146,7 +215,7 @@ def test_every_cluster_gives_the_same_bytes(
         assert not (tmp_path / "run" / "workers" / "invitation.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["slurm", "ssh"])
+@pytest.mark.parametrize("kind", ["slurm", "ssh", "kubernetes"])
 def test_the_doctor_sees_a_worker_of_each_pool(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if kind == "slurm":
         request.getfixturevalue("site")

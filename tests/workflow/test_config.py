@@ -122,7 +122,7 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
             ["cluster={kind: local, wrkers: 2}"],
             [
                 "unknown key cluster.wrkers",
-                "address, coordinator, folder, host, kind, memory_gb, patience_seconds, pools, port, python, workers",
+                "address, coordinator, folder, host, kind, memory_gb, name, namespace, patience_seconds, pools",
             ],
         ),
         (
@@ -184,10 +184,10 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         (["predict.flips=[c]"], ["predict.flips.0", "got 'c'"]),
         (["box=[[0,0,0]]"], ["box must be [[z0, y0, x0], [z1, y1, x1]]"]),
         (["box=[[0,0],[1,1]]"], ["box"]),
-        (["cluster=mesos"], ["cluster.kind", "'slurm' or 'address'", "got 'mesos'"]),
+        (["cluster=mesos"], ["cluster.kind", "'kubernetes' or 'address'", "got 'mesos'"]),
         (["cluster=local:many"], ["cluster.workers", "got 'many'"]),
         (["cluster=local:0"], ["cluster.workers", "greater than or equal to 1"]),
-        (["cluster=address"], ["cluster", "an address goes with kind `address`"]),
+        (["cluster=address"], ["cluster", "kind `address` needs an address"]),
         (["affinities=b.zarr"], ["exactly one of `image` and `affinities`"]),
         (["image=null"], ["exactly one of `image` and `affinities`"]),
         (["output=null"], ["output"]),

@@ -27,11 +27,12 @@ distributed:
 """
 
 
-def write_certificates(folder: Path, days: int) -> dict[str, Path]:
+def write_certificates(folder: Path, days: int, at: Path | None = None) -> dict[str, Path]:
     """Make an authority, one certificate with its key for all processes of a cluster, and Dask's settings for them.
 
     The authority's own key is thrown away: nobody can make another certificate that the cluster would take. Key and
-    settings can be read by their owner alone. Returns the files by name.
+    settings can be read by their owner alone. The settings say that the files are in `at`, by default where they are
+    written. Returns the files by name.
 
     Raises `WorkflowError` if one of the files is there already, or the folder cannot be written.
     """
@@ -44,7 +45,8 @@ def write_certificates(folder: Path, days: int) -> dict[str, Path]:
     certificate = _certificate("neuroshed cluster", key, authority_key, authority, days)
     pem = serialization.Encoding.PEM
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    settings = _SETTINGS.format(authority=files[AUTHORITY], certificate=files[CERTIFICATE], key=files[KEY])
+    there = at or folder.resolve()
+    settings = _SETTINGS.format(authority=there / AUTHORITY, certificate=there / CERTIFICATE, key=there / KEY)
     contents = authority.public_bytes(pem), certificate.public_bytes(pem), secret, settings.encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)

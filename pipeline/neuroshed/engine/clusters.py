@@ -16,7 +16,7 @@ from neuroshed.engine.config import STARTED, ClusterConfig
 from neuroshed.engine.control import deaf_to_interrupts
 from neuroshed.engine.dispatch import Demand, Worker
 from neuroshed.engine.fleet import Fleet
-from neuroshed.engine.hosting import hosted
+from neuroshed.engine.hosting import grouped, hosted
 from neuroshed.engine.pools import Pool, pool_for
 from neuroshed.engine.scratch import scratch_folder
 from neuroshed.engine.settings import WORKER_ENVIRONMENT, dask_settings, environment
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STARTS = 3
 """Tries to start local workers, which may be killed meanwhile."""
+CONNECT_SECONDS = 30.0
+"""For a scheduler to answer."""
 CLOSE_SECONDS = 5.0
 """For a client to take its leave of the scheduler, which may be gone."""
 ANSWER_SECONDS = 0.2
@@ -125,6 +127,10 @@ def connect(config: ClusterConfig, run_folder: Location) -> Iterator[Connection]
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
                 yield connection
             return
+        if config.kind == "kubernetes":
+            with grouped(config) as (address, fleet), _client(address, config.patience_seconds) as client:
+                yield Connection(client, 0, None, True, fleet, config.pools)
+            return
         if config.kind in STARTED:
             with hosted(config, run_folder) as (cluster, fleet, pools), _client(cluster) as client:
                 yield Connection(client, 0, None, True, fleet, pools)
@@ -182,15 +188,17 @@ def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
 
 
 @contextmanager
-def _client(scheduler: Any) -> Iterator[Any]:
-    """A client of a cluster or of a scheduler's address, closed at the end; raises `WorkflowError` if none answers."""
+def _client(scheduler: Any, seconds: float = CONNECT_SECONDS) -> Iterator[Any]:
+    """A client of a cluster or of a scheduler's address, closed at the end; raises `WorkflowError` if none answers in
+    so many seconds.
+    """
     from distributed import Client
 
     # A client that could not start has to be closed, else the process waits a minute for it at its end. Called as
     # usual, the constructor would leave nothing to close.
     client = Client.__new__(Client)
     try:
-        client.__init__(scheduler, timeout="30s", set_as_default=False)
+        client.__init__(scheduler, timeout=max(seconds, CONNECT_SECONDS), set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         _close(client)
         # The last two are addresses that make no sense, and TLS without certificates.

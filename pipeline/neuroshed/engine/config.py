@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neuroshed.engine.pools import Job, Pool
 
-Kind = Literal["in-process", "local", "gpus", "ssh", "slurm", "address"]
-STARTED = ("gpus", "ssh", "slurm")
+Kind = Literal["in-process", "local", "gpus", "ssh", "slurm", "kubernetes", "address"]
+STARTED = ("gpus", "ssh", "slurm", "kubernetes")
 """Kinds whose workers are started by the run, pool by pool, as there is work for them."""
 SLURM_POOL = Pool(workers=(0, 8), cores=4, memory_gb=16)
 """Of the word `slurm` alone."""
@@ -27,12 +27,13 @@ class ClusterConfig(BaseModel):
 
     kind: Kind = "local"
     """`local`: worker processes on this machine; `in-process`: threads of this process; `gpus`: a process for each GPU
-    of this machine and others for the rest; `ssh`: hosts that are reached by SSH; `slurm`: jobs of Slurm; `address`: a
-    running scheduler."""
+    of this machine and others for the rest; `ssh`: hosts that are reached by SSH; `slurm`: jobs of Slurm; `kubernetes`:
+    worker groups of the Dask operator; `address`: a running scheduler."""
     workers: int | None = Field(default=None, ge=1)
     """Tasks at a time of `local` and `in-process`; by default one a core."""
     address: str | None = None
-    """Scheduler address, such as tls://host:8786. Certificates are taken from Dask's own configuration."""
+    """Scheduler address, such as tls://host:8786. Certificates are taken from Dask's own configuration. Of
+    `kubernetes` by default that of the scheduler's service, as pods reach it."""
     memory_gb: float | None = Field(default=None, gt=0)
     """Memory for all tasks together, in GB, of `local` and `in-process`; by default that of the machine. Workers of an
     `address` say themselves what they have."""
@@ -40,8 +41,8 @@ class ClusterConfig(BaseModel):
     """How long to wait for a scheduler or for workers that were lost before the run ends, to be resumed. Workers that
     wait in a queue are waited for without limit."""
     pools: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], Pool] = Field(default_factory=dict)
-    """Of `gpus`, `ssh` and `slurm`: kinds of workers, by name. A block goes to the pool of the least memory that
-    suffices, with GPUs if it needs one."""
+    """Of `gpus`, `ssh`, `slurm` and `kubernetes`: kinds of workers, by name. A block goes to the pool of the least
+    memory that suffices, with GPUs if it needs one."""
     coordinator: Job | None = None
     """Of `slurm`: the job in which `neuroshed submit` puts the coordinator; when its walltime is over, another goes on.
     Default: 2 cores, 8 GB."""
@@ -51,6 +52,10 @@ class ClusterConfig(BaseModel):
     """Of `ssh` and `slurm`: the port at which workers reach this machine. Default: any that is free."""
     python: str = sys.executable
     """Of `ssh` and `slurm`: Python there that has neuroshed. Default: the path of the one that runs here."""
+    name: str = Field(default="neuroshed", pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    """Of `kubernetes`: the DaskCluster; the worker group of a pool is NAME-POOL."""
+    namespace: str | None = None
+    """Of `kubernetes`. Default: that of the pod or kubeconfig."""
     folder: Path | None = None
     """Of `slurm`: folder on a file system that all machines share, for scripts, output and keys of workers. Default:
     `workers` in the run folder, which must then be on one."""
@@ -71,11 +76,13 @@ class ClusterConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ClusterConfig:
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError("an address goes with kind `address`, and only with it")
+        if self.kind == "address" and self.address is None:
+            raise ValueError("kind `address` needs an address, such as tls://host:8786")
+        if self.kind not in ("address", "kubernetes") and self.address is not None:
+            raise ValueError(f"an address goes with kinds address and kubernetes; kind is {self.kind}")
         if self.kind not in STARTED and self.pools:
             raise ValueError(f"pools go with kinds {', '.join(STARTED)}; kind is {self.kind}")
-        if self.kind in ("ssh", "slurm") and not self.pools:
+        if self.kind in ("ssh", "slurm", "kubernetes") and not self.pools:
             raise ValueError(f"kind {self.kind} needs pools, such as pools: {{cpu: {{cores: 8, memory_gb: 32}}}}")
         for name, pool in self.pools.items():
             if self.kind == "ssh" and not pool.hosts:

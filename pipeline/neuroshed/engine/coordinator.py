@@ -180,7 +180,7 @@ def _work(books: Books, stages: Sequence[Stage], options: Options) -> None:
                 raise
             now = time.monotonic()
             lost_at = now if lost_at is None else lost_at
-            patience = options.cluster.patience_seconds if options.cluster.kind == "address" else 0.0
+            patience = options.cluster.patience_seconds if options.cluster.kind in ("address", "kubernetes") else 0.0
             if now - lost_at >= patience or options.control.wish:
                 raise SchedulerLostError(str(error)) from error
             log.warning("the scheduler is lost (%s); trying again for %.0f s", error, patience - (now - lost_at))

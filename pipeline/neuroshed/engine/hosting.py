@@ -20,8 +20,10 @@ from neuroshed.engine.fleet import Fleet, Provider
 from neuroshed.engine.gpus import pools_here, visible_gpus
 from neuroshed.engine.joining import VISIBLE_GPUS, Invitation, worker_command
 from neuroshed.engine.pools import Host, Pool
+from neuroshed.engine.providers.kubernetes import WorkerGroups
 from neuroshed.engine.providers.processes import HeldProcesses, Place
 from neuroshed.engine.providers.slurm import SlurmJobs
+from neuroshed.engine.settings import SCHEDULER_PORT
 from neuroshed.errors import WorkflowError
 from neuroshed.storage.locations import Location
 
@@ -54,6 +56,18 @@ def hosted(config: ClusterConfig, run_folder: Location) -> Iterator[tuple[Any, F
             places = _hosts(config, invitation) if config.kind == "ssh" else _places_here(pools)
             provider = HeldProcesses(places, invitation, config.folder or _logs(run_folder))
         yield cluster, stack.enter_context(Fleet(provider, config.patience_seconds)), pools
+
+
+@contextmanager
+def grouped(config: ClusterConfig) -> Iterator[tuple[str, Fleet]]:
+    """The address of the scheduler of a `DaskCluster` of Kubernetes, and a fleet of its worker groups.
+
+    Raises `WorkflowError` if Kubernetes does not answer, or the groups are not those of the pools.
+    """
+    groups = WorkerGroups(config.name, config.namespace, config.pools)
+    address = config.address or f"tls://{config.name}-scheduler.{groups.namespace}.svc:{SCHEDULER_PORT}"
+    with Fleet(groups, config.patience_seconds) as fleet:
+        yield address, fleet
 
 
 def run_name(run_folder: Location) -> str:

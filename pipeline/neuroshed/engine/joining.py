@@ -25,6 +25,8 @@ from neuroshed.errors import WorkflowError
 
 ALONE_SECONDS = 60
 """That a worker looks for its scheduler before it ends."""
+BEAT_SECONDS = 10
+"""Between two signs of life."""
 LOOPBACK = "127.0.0.1"
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -47,6 +49,14 @@ class Invitation:
                 f"{source} is no invitation of a run ({error}); a run writes it for its workers"
             ) from error
 
+    @classmethod
+    def configured(cls, scheduler: str) -> Invitation:
+        """To a scheduler of whose cluster Dask's own configuration has the certificates; raises `WorkflowError` if it
+        has none.
+        """
+        demand_certificates()
+        return cls(scheduler, "", "")
+
     def at(self, scheduler: str) -> Invitation:
         """The same from where the scheduler has another address."""
         return replace(self, scheduler=scheduler)
@@ -60,6 +70,8 @@ class Invitation:
         """For Dask: whoever has the key belongs to the run, nobody else gets in."""
         from distributed.security import Security
 
+        if not self.certificate:
+            return Security()
         pair = {
             f"tls_{role}_{part}": getattr(self, name)
             for role in ("client", "scheduler", "worker")
@@ -68,26 +80,44 @@ class Invitation:
         return Security(require_encryption=True, tls_ca_file=self.certificate, **pair)
 
 
+def demand_certificates() -> None:
+    """Raise `WorkflowError` unless Dask is configured to talk under mutual TLS alone."""
+    from distributed.security import Security
+
+    security = Security()
+    if not (security.require_encryption and security.tls_ca_file and security.tls_worker_cert):
+        raise WorkflowError(
+            "Dask unpickles what a peer sends, so anybody could run code here: make certificates with `neuroshed "
+            "cluster certs FOLDER` and set DASK_CONFIG to FOLDER/dask.yaml"
+        )
+
+
 def worker_command(python: str, source: str, name: str, pool: Pool) -> list[str]:
     """The command of a worker; `source` is the file of its invitation, or - for standard input."""
     size = ["--cores", str(pool.cores), "--memory-gb", f"{pool.memory_gb:g}", "--gpus", str(pool.gpus)]
     return [python, "-m", "neuroshed", "worker", source, "--name", name, *size]
 
 
-def join(source: str, name: str, cores: int, memory_gb: float, gpus: int) -> None:
+def join(source: str, name: str, cores: int, memory_gb: float, gpus: int, alive: Path | None = None) -> None:
     """Work until told to stop, the scheduler is gone, or standard input ends, if that is where the invitation is from.
 
-    One process of one thread for each core, or one for each GPU with its share of the cores; all of them share the
-    memory. Raises `WorkflowError` if there is no invitation.
+    `source` is the file of an invitation, - for standard input, or the address of a scheduler for which Dask's own
+    configuration has certificates. One process of one thread for each core, or one for each GPU with its share of the
+    cores; all of them share the memory. A file `alive` is touched every few seconds, for whoever looks after this
+    process. Raises `WorkflowError` if there is no invitation.
     """
     import dask
 
     invitation = _invitation(source)
     with scratch_folder() as scratch, dask.config.set(dask_settings(str(scratch))), environment(WORKER_ENVIRONMENT):
-        asyncio.run(_work(invitation, name, _layout(cores, gpus), round(memory_gb * 1e9), scratch, source == "-"))
+        asyncio.run(
+            _work(invitation, name, _layout(cores, gpus), round(memory_gb * 1e9), scratch, source == "-", alive)
+        )
 
 
 def _invitation(source: str) -> Invitation:
+    if "://" in source:
+        return Invitation.configured(source)
     if source == "-":
         return Invitation.parse(sys.stdin.readline(), "standard input")
     try:
@@ -117,6 +147,7 @@ async def _work(
     memory_bytes: int,
     scratch: Path,
     until_input_ends: bool,
+    alive: Path | None,
 ) -> None:
     from distributed import Nanny
 
@@ -145,11 +176,20 @@ async def _work(
     ]
     ended = asyncio.ensure_future(_all_ended(nannies))
     waiting = asyncio.ensure_future(told.wait())
+    beating = asyncio.ensure_future(_beat(alive)) if alive else None
     await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    if beating:
+        beating.cancel()
     for nanny in nannies:
         with suppress(Exception):
             await nanny.close(timeout=ALONE_SECONDS)
+
+
+async def _beat(file: Path) -> None:
+    while True:
+        file.touch()
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 async def _all_ended(nannies: list[Any]) -> bool:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SCHEDULER_PORT = 8786
+"""At which Dask's schedulers listen, if nothing else is said."""
+
 # Of local worker processes. One thread each, unless a stage asks torch for more. Activations of a network are tens of
 # megabytes, which malloc would give back to the system and fault in anew at every layer: half of the time of a
 # prediction on a CPU (measured with glibc; other allocators ignore these).
