@@ -100,6 +100,16 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: Slurm, tmp_path: Path) -
         jobs(tmp_path)
 
 
+def test_nodes_that_are_broken_are_excluded(slurm: Slurm, tmp_path: Path) -> None:
+    provider = jobs(tmp_path)
+    slurm("squeue", 'case "$*" in *--jobs=12_3*) echo node7;; esac')
+    provider.stop(["cpu-12_3"], broken=True)
+    assert "scancel --quiet 12_3" in (tmp_path / "calls").read_text()
+    slurm("squeue", "")
+    provider.start("cpu", 1)
+    assert "#SBATCH --exclude=node7\n" in (tmp_path / "w" / "cpu.sh").read_text()
+
+
 def test_jobs_of_an_earlier_coordinator_are_ended_first(slurm: Slurm, tmp_path: Path) -> None:
     line = "12|0|12|neuroshed-1234-cpu|RUNNING|1"
     slurm("squeue", f"test -e {tmp_path}/cancelled || echo '{line}'")
@@ -145,6 +155,19 @@ def test_held_processes_get_their_invitation_and_end_with_their_input(tmp_path: 
     assert [member.name for member in provider.members()] == ["cpu-b-2", "cpu-a-3"]
     provider.close()
     assert not provider.members()
+
+
+def test_a_place_that_is_broken_is_not_used_again(tmp_path: Path) -> None:
+    def place(name: str) -> Place:
+        return Place("cpu", name, lambda worker: [sys.executable, "-c", PROGRAM, str(tmp_path / name), worker])
+
+    provider = HeldProcesses([place("a"), place("b")], INVITATION, tmp_path / "logs")
+    provider.start("cpu", 2)
+    provider.stop(["cpu-a-1"], broken=True)
+    until(lambda: len(provider.members()) == 1)
+    provider.start("cpu", 2)
+    assert [member.name for member in provider.members()] == ["cpu-b-2"]
+    provider.close()
 
 
 def test_places_of_two_pools_may_have_one_name(tmp_path: Path) -> None:

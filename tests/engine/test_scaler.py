@@ -12,7 +12,7 @@ from neuroshed.engine import fleet as fleets
 from neuroshed.engine.dispatch import Demand, Windows, Worker
 from neuroshed.engine.fleet import TRIES, Fleet, Member
 from neuroshed.engine.pools import Backlog, Pool
-from neuroshed.engine.scaler import FAILED_STARTS, IDLE_SECONDS, Scaler
+from neuroshed.engine.scaler import FAILED_STARTS, IDLE_SECONDS, REFUSED_SECONDS, Scaler
 from neuroshed.errors import RunFailedError
 
 NEED = Demand("cpu", 10, seconds=100.0)
@@ -24,6 +24,7 @@ class Queue:
     def __init__(self) -> None:
         self.asked: list[Member] = []
         self.stopped: list[str] = []
+        self.broken: list[str] = []
         self.ordered: Counter[str] = Counter()
         self.provider = type("Provider", (), {"logs": "/logs"})()
         self._number = 0
@@ -31,8 +32,9 @@ class Queue:
     def start(self, pool: str, count: int) -> None:
         self.ordered[pool] += count
 
-    def stop(self, names: Collection[str]) -> None:
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
         self.stopped += names
+        self.broken += names if broken else []
         self.asked = [member for member in self.asked if member.name not in names]
 
     def look(self) -> tuple[list[Member], Counter[str]]:
@@ -216,7 +218,7 @@ class Place:
         self._call("members")
         return list(self.there)
 
-    def stop(self, names: Collection[str]) -> None:
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
         self._call("stop")
         self.there = [member for member in self.there if member.name not in names]
 
@@ -298,3 +300,56 @@ def test_a_place_that_refuses_is_asked_again_at_longer_intervals(monkeypatch: py
 
         until(told)
         assert place.calls.count("refused") == TRIES
+
+
+def test_a_worker_that_is_refused_goes_and_others_of_its_pool_are_asked_for_later() -> None:
+    site = Site(cpu=Pool(memory_gb=1, workers=(0, 1)))
+    for number in range(FAILED_STARTS):
+        site.tick(50)
+        site.queue.carry_out()
+        (name,) = site.queue.begin()
+        site.tick(50)
+        site.scaler.refuse(name, "it has torch 1.0 (here 2.0)")
+        assert site.queue.stopped[-1] == name
+        assert not site.queue.broken
+        if number < FAILED_STARTS - 1:
+            site.tick(50)
+            assert not site.queue.ordered
+            site.now += REFUSED_SECONDS
+    with pytest.raises(RunFailedError, match=r"5 workers of pool cpu could not be used.*it has torch 1.0 \(here 2.0\)"):
+        site.tick(50)
+
+
+def test_a_place_that_is_broken_makes_a_pool_smaller() -> None:
+    site = Site(cpu=Pool(memory_gb=1, workers=(0, 2)))
+    site.tick(50)
+    site.queue.carry_out()
+    names = site.queue.begin()
+    site.join()
+    site.tick(50)
+    site.scaler.refuse(names[0], "its GPU failed", broken=True)
+    assert site.queue.broken == [names[0]]
+    site.now += REFUSED_SECONDS
+    site.tick(50)
+    assert not site.queue.ordered
+    site.queue.asked.clear()
+    site.tick(50)
+    assert site.queue.ordered == {"cpu": 1}
+
+
+def test_a_fleet_whose_thread_fails_says_so() -> None:
+    class Place:
+        logs = "/logs"
+
+        def members(self) -> list[Member]:
+            raise ZeroDivisionError("a mistake")
+
+        def close(self) -> None:
+            pass
+
+    with Fleet(Place()) as fleet:  # type: ignore[arg-type]
+        end = time.monotonic() + 30
+        while fleet._error is None and time.monotonic() < end:
+            time.sleep(0.01)
+        with pytest.raises(RunFailedError, match=r"cannot be looked after any more \(ZeroDivisionError: a mistake"):
+            fleet.look()

@@ -343,6 +343,24 @@ def test_a_step_that_no_worker_could_do_is_told_with_what_there_is(settings: lis
     assert "the pools have (GB): cpu 0.001, gpu 0.0001" in line
 
 
+def test_a_batch_that_a_gpu_cannot_hold_is_told_with_one_that_it_can(settings: list[str]) -> None:
+    def given(gpu_memory_gb: float, batch_size: int) -> list[str]:
+        pools = {"gpu": {"memory_gb": 64, "gpus": 1, "gpu_memory_gb": gpu_memory_gb}}
+        cluster = json.dumps({"kind": "slurm", "pools": pools})
+        return [*settings, f"cluster={cluster}", f"predict.batch_size={batch_size}"]
+
+    source = make_plan(load("segment", given(1000, 1))).fragments.source
+    assert isinstance(source, Predict)
+    assert source.gpu_bytes(3) - source.gpu_bytes(1) == 2 * source.patch_bytes
+    enough = (source.gpu_bytes(3) + 1000) / 1e9
+    assert make_plan(load("segment", given(enough, 3)))
+    line = refusal(given(enough, 4))
+    assert re.search(
+        r"the network needs about \d+\.\d GB of GPU memory for 4 patches of .*set predict.batch_size to 3", line
+    )
+    assert "choose a smaller predict.patch" in refusal(given(0.5, 1))
+
+
 @pytest.mark.parametrize(("gpus", "device"), [(1, "cuda"), (0, "cpu")])
 def test_the_network_runs_on_gpus_where_workers_have_some(settings: list[str], gpus: int, device: str) -> None:
     cluster = {"kind": "slurm", "pools": {"cpu": {"memory_gb": 8}, "other": {"memory_gb": 8, "gpus": gpus}}}

@@ -146,7 +146,9 @@ class Books:
             if report.done:
                 events.append(self._done(work, report))
                 finished.append((work.key, _positions(report.done)))
+            fault = report.device_fault
             tried = {*report.done, *(failed.position for failed in report.failed)}
+            tried |= {fault.position} if fault else set()
             if rest := tuple(position for position in work.positions if position not in tried):
                 self.back(Work(work.key, rest))
             for failed in report.failed:
@@ -157,6 +159,10 @@ class Books:
                     events.append(self._set_aside(work.key, failed, report.worker, report.host))
         self._record(events)
         self._finish(finished)
+        for work, report in reports:
+            if fault := report.device_fault:
+                # Like the death of a worker: it may be the GPU's fault or the block's.
+                self.died(Work(work.key, (fault.position,)), fault.error, fault.trace, report.worker, report.host)
 
     def died(self, work: Work, error: str, trace: str, worker: str, host: str) -> None:
         """Record that a worker died with a job. Any of its blocks may be the cause, so each goes alone from now on."""

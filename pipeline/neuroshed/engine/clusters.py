@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from neuroshed.engine.hosting import grouped, hosted
 from neuroshed.engine.pools import Pool, pool_for
 from neuroshed.engine.scratch import scratch_folder
 from neuroshed.engine.settings import WORKER_ENVIRONMENT, dask_settings, environment
+from neuroshed.engine.versions import TALK, differences, versions
 from neuroshed.errors import RunFailedError, WorkflowError
 from neuroshed.storage.locations import Location
 
@@ -29,6 +31,8 @@ STARTS = 3
 """Tries to start local workers, which may be killed meanwhile."""
 CONNECT_SECONDS = 30.0
 """For a scheduler to answer."""
+RESTART_SECONDS = 60.0
+"""For a worker to be there again."""
 CLOSE_SECONDS = 5.0
 """For a client to take its leave of the scheduler, which may be gone."""
 ANSWER_SECONDS = 0.2
@@ -51,6 +55,8 @@ class Connection:
     """Workers that are started and ended as there is work, if they are."""
     pools: Mapping[str, Pool] = field(default_factory=dict)
     """The pools of that."""
+    elsewhere: bool = False
+    """Whether workers may run another installation than this process."""
 
     def pool_for(self, demand: Demand) -> str | None:
         """The pool whose workers get what needs so much."""
@@ -77,6 +83,17 @@ class Connection:
 
         with suppress(ClosedClientError):
             future.cancel(force=True)
+
+    def restart(self, address: str) -> None:
+        """Have the nanny of a worker start it again, without waiting for it."""
+        self.client.loop.add_callback(self._restart, address)
+
+    async def _restart(self, address: str) -> None:
+        try:
+            await self.client._restart_workers([address], timeout=RESTART_SECONDS, raise_for_error=False)
+        except Exception as error:
+            # It has no nanny, or is gone already.
+            log.warning("worker %s cannot be started again (%s: %s)", address, type(error).__name__, error)
 
     def described(self, address: str, info: dict[str, Any]) -> Worker:
         """A worker as jobs are given to it."""
@@ -122,18 +139,18 @@ def connect(config: ClusterConfig, run_folder: Location) -> Iterator[Connection]
     with scratch_folder() as scratch, dask.config.set(dask_settings(str(scratch))):
         if config.kind == "address":
             with _client(config.address) as client:
-                connection = Connection(client, 0, None, True)
+                connection = Connection(client, 0, None, True, elsewhere=True)
                 if not connection.workers():
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
                 yield connection
             return
         if config.kind == "kubernetes":
             with grouped(config) as (address, fleet), _client(address, config.patience_seconds) as client:
-                yield Connection(client, 0, None, True, fleet, config.pools)
+                yield Connection(client, 0, None, True, fleet, config.pools, elsewhere=True)
             return
         if config.kind in STARTED:
             with hosted(config, run_folder) as (cluster, fleet, pools), _client(cluster) as client:
-                yield Connection(client, 0, None, True, fleet, pools)
+                yield Connection(client, 0, None, True, fleet, pools, elsewhere=config.kind != "gpus")
             return
         processes = config.kind == "local"
         workers = config.workers or os.cpu_count() or 1
@@ -209,9 +226,20 @@ def _client(scheduler: Any, seconds: float = CONNECT_SECONDS) -> Iterator[Any]:
         ) from error
     _keep_no_records(client)
     try:
+        if isinstance(scheduler, str):
+            _check_scheduler(client, scheduler)
         yield client
     finally:
         _close(client)
+
+
+def _check_scheduler(client: Any, address: str) -> None:
+    """Raise `WorkflowError` if a scheduler that stands by itself has other versions of what they talk with."""
+    found = client.sync(client.scheduler.versions)["packages"]
+    there = {name: str(found.get(name)) for name in TALK} | {"python": ".".join(str(found["python"]).split(".")[:2])}
+    here = {"python": versions()["python"], **{name: version(name) for name in TALK if name != "python"}}
+    if other := differences(there, here):
+        raise WorkflowError(f"the scheduler at {address} has {other}; install the same there and here")
 
 
 def _close(client: Any) -> None:

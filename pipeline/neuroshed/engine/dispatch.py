@@ -67,6 +67,8 @@ class _Desk:
     jobs: dict[int, Demand] = field(default_factory=dict)
     reserved: bool = False
     """Whether its one job must have no company."""
+    closed: bool = False
+    """Whether it gets nothing any more."""
 
     @property
     def memory_group(self) -> str:
@@ -182,6 +184,16 @@ class Windows:
         """Give nothing more to the workers of some members."""
         self._dismissed.update(members)
 
+    def close(self, address: str) -> list[int]:
+        """Give nothing more to a worker. Returns the jobs that it only holds."""
+        desk = self._desks[address]
+        desk.closed = True
+        return list(desk.jobs)[desk.worker.threads :]
+
+    def closed(self) -> list[str]:
+        """Workers that get nothing more and have nothing."""
+        return [address for address, desk in self._desks.items() if desk.closed and not desk.jobs]
+
     def _fitting(self, demand: Demand) -> list[_Desk]:
         """Workers of the pool that is meant, if there are pools, that have the time.
 
@@ -193,12 +205,14 @@ class Windows:
             return [
                 desk
                 for desk in self._desks.values()
-                if desk.worker.pool == pool
+                if not desk.closed
+                and desk.worker.pool == pool
                 and desk.worker.member not in self._dismissed
                 and is_time_for(demand.seconds, self._ends.get(desk.worker.member), now)
             ]
-        with_gpu = [desk for desk in self._desks.values() if desk.worker.gpus]
-        without = [desk for desk in self._desks.values() if not desk.worker.gpus]
+        desks = [desk for desk in self._desks.values() if not desk.closed]
+        with_gpu = [desk for desk in desks if desk.worker.gpus]
+        without = [desk for desk in desks if not desk.worker.gpus]
         return (with_gpu or without) if demand.resource == "gpu" else (without or with_gpu)
 
     def _has_memory(self, desk: _Desk, demand: Demand) -> bool:

@@ -19,6 +19,12 @@ TRACE_LENGTH = 20_000
 # What tells blocks apart of which the same is to be said: numbers, and names made of random or hashed digits.
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b(?=[a-f]*\d)[0-9a-f]{8,}\b|\d+", re.IGNORECASE)
 
+_DEVICE_FAULT = re.compile(
+    r"CUDA (?:unknown |driver )?error|No CUDA GPUs are available|no CUDA-capable device|CUDNN_STATUS_|CUBLAS_STATUS_"
+    r"|HIP error|NCCL error"
+)
+_NO_FAULT = re.compile(r"out of memory|_STATUS_ALLOC_FAILED|_STATUS_NOT_SUPPORTED|_STATUS_BAD_PARAM")
+
 
 def error_line(text: str) -> str:
     r"""The first line of what an error says, and if that is very long only its start.
@@ -29,6 +35,21 @@ def error_line(text: str) -> str:
     line = next(iter(text.splitlines()), "")
     more = len(line) - ERROR_LENGTH
     return line if more <= 0 else f"{line[:ERROR_LENGTH]}... ({more:,} more characters)"
+
+
+def is_device_fault(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that a GPU cannot be used any more by this process. Too little
+    of its memory is no such fault.
+
+    >>> [is_device_fault(RuntimeError(text)) for text in ("CUDA error: uncorrectable ECC error", "CUDA out of memory.")]
+    [True, False]
+    """
+    while error is not None:
+        text = str(error)
+        if _DEVICE_FAULT.search(text) and not _NO_FAULT.search(text):
+            return True
+        error = error.__cause__
+    return False
 
 
 def bounded_trace(trace: str) -> str:

@@ -52,8 +52,10 @@ class Provider(Protocol):
     def members(self) -> Sequence[Member]:
         """All that were asked for and have not ended. Raises OSError if nobody answers."""
 
-    def stop(self, names: Collection[str]) -> None:
-        """End workers, or take back that they were asked for."""
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
+        """End workers, or take back that they were asked for. `broken`: what they ran on is not to be used again, as
+        far as that can be chosen.
+        """
 
     def close(self) -> None:
         """End all that are left, and wait until they are gone."""
@@ -95,12 +97,12 @@ class Fleet:
             self._ordered[pool] += count
         self._orders.put(lambda: self._start(pool, count))
 
-    def stop(self, names: Collection[str]) -> None:
-        """Order the end of workers."""
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
+        """Order the end of workers. `broken`: and not to use again what they ran on."""
         log.info("letting go %s", ", ".join(names))
         with self._lock:
             self._stopped.update(names)
-        self._orders.put(lambda: self._stop(names))
+        self._orders.put(lambda: self._stop(names, broken))
 
     def look(self) -> tuple[list[Member], Counter[str]]:
         """All workers as last seen, but those that were told to end; and by pool how many are still being asked for.
@@ -125,7 +127,12 @@ class Fleet:
                 order = self._orders.get(timeout=max(next_look - time.monotonic(), 0.0))
             if order is None:
                 return
-            order()
+            try:
+                order()
+            except Exception as error:
+                # Without this thread nobody would hear of workers any more, and the run would wait for ever.
+                log.exception("the thread that looks after workers failed")
+                self._give_up(f"workers cannot be looked after any more ({type(error).__name__}: {error})")
             next_look = time.monotonic() + LOOK_SECONDS
 
     def _start(self, pool: str, count: int) -> None:
@@ -147,9 +154,9 @@ class Fleet:
         if self._failed[pool] >= TRIES:
             self._give_up(f"{failure} (tried {TRIES} times)")
 
-    def _stop(self, names: Collection[str]) -> None:
+    def _stop(self, names: Collection[str], broken: bool) -> None:
         try:
-            self.provider.stop(names)
+            self.provider.stop(names, broken=broken)
         except (OSError, NeuroshedError) as error:
             log.warning("workers could not be ended now, but will be at the end: %s", error)
 

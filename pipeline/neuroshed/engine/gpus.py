@@ -27,6 +27,17 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
+def least_memory_gb() -> float | None:
+    """Memory of the smallest of those GPUs in GB, by nvidia-smi; None if it does not say."""
+    names = visible_gpus()
+    if not names or shutil.which("nvidia-smi") is None:
+        return None
+    asked = ["nvidia-smi", f"--id={','.join(names)}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.split()
+    sizes = [int(size) for size in told if size.isdigit()]
+    return min(sizes) * 2**20 / 1e9 if len(sizes) == len(names) else None
+
+
 def pools_here() -> dict[str, Pool]:
     """A worker for each GPU of this machine, and one of all other cores; they share its memory.
 
@@ -41,6 +52,12 @@ def pools_here() -> dict[str, Pool]:
     per_gpu = max(min(GPU_CORES, cores // gpus - 1), 1)
     share = MEMORY_LIMIT * (1 - KEPT_SHARE) / 1e9 / 2
     return {
-        "gpu": Pool(workers=(0, gpus), cores=per_gpu, gpus=1, memory_gb=share / gpus),
+        "gpu": Pool(
+            workers=(0, gpus),
+            cores=per_gpu,
+            gpus=1,
+            memory_gb=share / gpus,
+            gpu_memory_gb=least_memory_gb(),
+        ),
         "cpu": Pool(workers=(0, 1), cores=max(cores - gpus * per_gpu, 1), memory_gb=share),
     }

@@ -89,6 +89,9 @@ class Pool(Job):
     there are hosts or GPUs; else 0 to 4."""
     gpus: Count = 0
     """GPUs of a worker: one process for each, in which its share of the cores is threads."""
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory of each GPU in GB, for the plan to compare with what the network takes. Default: of kind `gpus` what
+    nvidia-smi says, else not compared."""
     hosts: tuple[Host, ...] = ()
     """Of ssh: the machines, each of which is one worker."""
 

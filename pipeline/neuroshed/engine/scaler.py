@@ -16,6 +16,8 @@ from neuroshed.errors import RunFailedError
 
 IDLE_SECONDS = 30.0
 """That a worker has nothing to do before it is let go, while there is work for the pool at all."""
+REFUSED_SECONDS = 10.0
+"""After a worker that cannot be used, before another of its pool is asked for."""
 FAILED_STARTS = 5
 """Workers of a pool that end before they ever connect, one after another, before that is told as an error."""
 
@@ -29,6 +31,9 @@ class Scaler:
         self._seen: dict[str, str] = {}
         self._connected: set[str] = set()
         self._failed: Counter[str] = Counter()
+        self._broken: Counter[str] = Counter()
+        self._not_before: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
         self.members: list[Member] = []
         """As last seen."""
 
@@ -44,6 +49,21 @@ class Scaler:
         for name, pool in self._pools.items():
             self._scale(name, pool, backlogs.get(name, Backlog()), ordered[name], windows, jobs)
 
+    def refuse(self, member: str, reason: str, *, broken: bool = False) -> None:
+        """Let a worker go that cannot be used, and ask for no other in its pool for a while. `broken`: the place where
+        it ran is, for good.
+        """
+        known = next((known for known in self.members if known.name == member), None)
+        if known is None:
+            return
+        self._reasons[known.pool] = reason
+        self._not_before[known.pool] = self._clock() + REFUSED_SECONDS
+        if broken:
+            self._broken[known.pool] += 1
+            # It had connected, and its end is no failure to start.
+            self._seen.pop(member, None)
+        self._fleet.stop([member], broken=broken)
+
     def waiting(self, pool: str | None = None) -> int:
         """How many workers, of a pool or at all, were asked for and have not begun."""
         return sum(not member.running for member in self.members if pool in (None, member.pool))
@@ -55,8 +75,9 @@ class Scaler:
         now = self._clock()
         # One that has not the time for another block is as good as gone.
         staying = [member for member in members if is_time_for(backlog.shortest, member.ends_at, now)]
-        wanted = workers_wanted(pool, backlog)
-        if (missing := wanted - len(staying) - ordered) > 0:
+        # The range of a pool is that of places that work.
+        wanted = min(workers_wanted(pool, backlog), max(pool.range[1] - self._broken[name], 0))
+        if (missing := wanted - len(staying) - ordered) > 0 and now >= self._not_before.get(name, now):
             self._fleet.start(name, missing)
         idle = [member.name for member in members if not jobs.get(member.name, 0)]
         for member in members:
@@ -92,7 +113,10 @@ class Scaler:
         self._connected &= there.keys()
         for pool, count in self._failed.items():
             if count >= FAILED_STARTS:
+                reason = self._reasons.get(pool)
                 raise RunFailedError(
-                    f"{count} workers of pool {pool} ended one after another before they connected; their output is "
-                    f"in {self._fleet.provider.logs}"
+                    f"{count} workers of pool {pool} could not be used, one after another: {reason}"
+                    if reason
+                    else f"{count} workers of pool {pool} ended one after another before they connected; their output "
+                    f"is in {self._fleet.provider.logs}"
                 )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from neuroshed.engine.admission import Admission
 from neuroshed.engine.books import Books, Work
 from neuroshed.engine.clusters import Connection
 from neuroshed.engine.control import Control, Wish
@@ -73,6 +74,7 @@ class Session:
         fleet = connection.fleet
         self.windows = Windows(connection.pool_for if fleet else None)
         self._scaler = Scaler(fleet, connection.pools) if fleet else None
+        self._admission = Admission(connection, self._refuse)
         self._sent: dict[int, _Sent] = {}
         self._ended: queue.SimpleQueue[tuple[int, Report | BaseException]] = queue.SimpleQueue()
         # Another session's job of the same name would answer for ours.
@@ -85,6 +87,9 @@ class Session:
         # What workers left whose death was not yet told.
         self._words: list[Left] = []
         self._without_workers: float | None = None
+        # Workers, by address, whose GPU has failed, and their names; those that were told to start again.
+        self._failing: dict[str, str] = {}
+        self._restarting: set[str] = set()
 
     def run(self, patience: float) -> None:
         """Returns when nothing is left to do, or when what was begun is finished after a wish to drain.
@@ -117,7 +122,14 @@ class Session:
             self._number += 1
             file, digest = self.orders.files[work.key[0]]
             job = Job(
-                file, digest, work.key[1], work.positions, self.orders.seconds, self.orders.verify_writes, check=True
+                file,
+                digest,
+                work.key[1],
+                work.positions,
+                self.orders.seconds,
+                self.orders.verify_writes,
+                check=True,
+                own_process=self.connection.processes,
             )
             # A tuple key with a constant first element: Dask keeps a record of every distinct key prefix for ever.
             try:
@@ -153,6 +165,7 @@ class Session:
                 sent = self._forget(number)
                 if sent is not None:
                     self._reports.append((sent.work, outcome))
+                    self._look_at_device(sent, outcome)
                     full = next((failed.error for failed in outcome.failed if failed.disk_full), full)
             else:
                 self._failed(number, outcome)
@@ -243,8 +256,10 @@ class Session:
         for address in self.windows.missing(found.keys()):
             self._died(address)
         self._dead &= found.keys()
-        found = {address: info for address, info in found.items() if address not in self._dead}
+        alive = {address: info for address, info in found.items() if address not in self._dead}
+        found = self._admission.sift(alive)
         self.windows.update(self.connection.described(address, info) for address, info in found.items())
+        self._start_again()
         if self._scaler:
             self._scaler.tick(self.books.backlogs(self.connection.pool_for), self.windows)
         self._check_workers(found, patience, now)
@@ -260,6 +275,8 @@ class Session:
         need = f"a worker with {lacking[0].memory_bytes / 1e9:.1f} GB" if found and lacking else "workers"
         queued = self._scaler.waiting() if self._scaler else 0
         self.books.progress.note = f"waiting for {need}" + (f", {queued} in the queue" if queued else "")
+        if told := self._admission.told:
+            self.books.progress.note += f"; {told}"
         if queued:
             self._without_workers = None
             return
@@ -269,8 +286,42 @@ class Session:
         if now - self._without_workers > patience:
             raise RunFailedError(
                 f"run {self.books.journal.run_folder} waited {patience:.0f} s for {need} in vain; start some, or use "
-                "smaller blocks"
+                f"smaller blocks{f' ({told})' if told else ''}"
             )
+
+    def _refuse(self, name: str, reason: str, *, broken: bool = False) -> None:
+        """A worker is not to be used: if it was started for this run, it is let go with what belongs to it, unless that
+        is still of use.
+        """
+        member = name.rpartition("/")[0]
+        used = any(w.member == member and w.address not in self._failing for w in self.windows.workers)
+        if self._scaler and not used:
+            self._scaler.refuse(member, reason, broken=broken)
+
+    def _look_at_device(self, sent: _Sent, report: Report) -> None:
+        """If a GPU has failed, its worker gets nothing more, and is started again or given up when it has nothing."""
+        if report.done:
+            self._admission.device_works(report.worker, sent.work.key)
+        fault = report.device_fault
+        if fault is None or sent.worker in self._failing:
+            return
+        self._failing[sent.worker] = report.worker
+        given_up = self._admission.device_failed(report.worker, report.host, sent.work.key, fault.error)
+        for number in self.windows.close(sent.worker):
+            if (held := self._forget(number)) is not None:
+                self.connection.cancel(held.future)
+                self.books.back(held.work)
+        if given_up:
+            self._refuse(report.worker, self._admission.reasons[report.worker], broken=True)
+
+    def _start_again(self) -> None:
+        """Workers whose GPU has failed and that have nothing left to do, if they were not given up."""
+        for address in self.windows.closed():
+            name = self._failing.get(address)
+            if name is not None and name not in self._admission.reasons and address not in self._restarting:
+                self._restarting.add(address)
+                self.connection.restart(address)
+        self._restarting &= {*self.windows.closed()}
 
     def _take_back(self) -> None:
         """Take back jobs that no worker is at yet."""

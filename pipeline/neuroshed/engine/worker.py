@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroshed.engine.capture import kept_lines
-from neuroshed.engine.failures import bounded_trace, error_line
+from neuroshed.engine.failures import bounded_trace, error_line, is_device_fault
 from neuroshed.engine.watchdog import limit
 from neuroshed.geometry import Grid
 from neuroshed.stages.base import Done, Stage
@@ -40,6 +40,8 @@ class Job:
     """Whether what a block writes is read back and compared."""
     check: bool = False
     """Whether the outputs of a block are opened and checked after it."""
+    own_process: bool = False
+    """Whether the worker is a process that can be started again when its GPU has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +73,18 @@ class Report:
     worker: str
     busy: float
     """Seconds that the whole job took."""
+    device_fault: Failed | None = None
+    """The block at which the GPU failed, after which nothing can be computed in this process."""
 
 
 def run_job(job: Job) -> Report:
     """Run the blocks of a job one after another. A block that fails says so in the report and never stops the others,
-    unless the disk is full, which ends the job.
+    unless the disk is full or the GPU has failed, which ends the job.
     """
     start = time.perf_counter()
     done, seconds, failed = [], 0.0, []
     figures: dict[str, Any] = {"voxels": 0}
+    fault = None
     with kept_lines() as lines:
         for position in job.positions:
             lines.clear()
@@ -91,6 +96,9 @@ def run_job(job: Job) -> Report:
             # Libraries written in Rust panic with errors that are no `Exception`.
             except BaseException as error:
                 failed.append(_failed(position, error, tuple(lines), time.perf_counter() - begin))
+                if job.own_process and is_device_fault(error):
+                    fault = failed.pop()
+                    break
                 if failed[-1].disk_full:
                     break
                 continue
@@ -98,7 +106,7 @@ def run_job(job: Job) -> Report:
             done.append(position)
             _add(figures, result)
     busy = time.perf_counter() - start
-    return Report(tuple(done), seconds, figures, tuple(failed), socket.gethostname(), _worker_name(), busy)
+    return Report(tuple(done), seconds, figures, tuple(failed), socket.gethostname(), _worker_name(), busy, fault)
 
 
 def _run_block(job: Job, position: int) -> Done:

@@ -22,6 +22,9 @@ from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import ModelChoice, Opened, open_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
+GPU_CONTEXT_BYTES = 10**9
+"""That CUDA and its libraries take of a GPU for a process, before any patch."""
+
 
 class Predict(Stage):
     """Affinities of the blocks that touch the region, each block whole, so that another region can use them."""
@@ -161,6 +164,11 @@ class Predict(Stage):
     def patch_bytes(self) -> int:
         """Roughly the memory in bytes that a patch takes while it goes through the network."""
         return _opened(_CHOICE.dump_json(self.model), self.network_sha256).patch_bytes(self.lattice)
+
+    def gpu_bytes(self, batch_size: int) -> int:
+        """Roughly the memory that the network takes of a GPU: one batch at a time, however many tasks share it."""
+        share = 1.0 if self.precision == "float32" else 0.5
+        return GPU_CONTEXT_BYTES + round(batch_size * self.patch_bytes * share)
 
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""

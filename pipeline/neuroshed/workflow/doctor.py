@@ -11,9 +11,10 @@ from typing import Any
 from neuroshed.engine.clusters import Connection, connect
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.pools import Pool
+from neuroshed.engine.versions import differences, versions
 from neuroshed.errors import WorkflowError
 from neuroshed.storage.locations import Location
-from neuroshed.workflow.examine import ASKED, Findings, examine, versions
+from neuroshed.workflow.examine import ASKED, Findings, examine
 
 Report = dict[str, Any]
 SECONDS = 300.0
@@ -24,6 +25,9 @@ CLOCK_SECONDS = 30.0
 CONNECTS = "connects"
 SCRATCH_BYTES = 10 * 10**9
 OPEN_FILES = 4096
+FREE_SHARE = 0.9
+"""Of a GPU, that must be free."""
+GPU_REMEDY = "end what else uses it, or lower gpu_memory_gb of the pool"
 SHARED = "mount the same file system under the same path there, or use s3:// and give its credentials"
 
 
@@ -127,6 +131,9 @@ def _examined(worker: _Worker, place: Location, word: str) -> list[Line]:
     if pool is not None and pool.gpus:
         gpus = f"{', '.join(found.gpus)}; {found.gpu_bytes / 1e9:.1f} GB free"
         line("GPU", "" if found.gpus else "torch finds none", gpus, "install torch with CUDA there, and its driver")
+        if found.gpus and pool.gpu_memory_gb:
+            short = found.gpu_bytes < FREE_SHARE * pool.gpu_memory_gb * 1e9
+            line("GPU memory", f"{gpus}, the pool says {pool.gpu_memory_gb:g}" if short else "", gpus, GPU_REMEDY)
     low = found.scratch_bytes < SCRATCH_BYTES
     free = f"{found.scratch_bytes / 1e9:.1f} GB free in {found.scratch}"
     line("disk", free if low else "", free, "set TMPDIR to a larger local disk")
@@ -141,11 +148,12 @@ def _examined(worker: _Worker, place: Location, word: str) -> list[Line]:
 
 def _versions(found: Findings) -> tuple[str, str, str]:
     here = versions()
-    other = [
-        f"{name} {found.versions[name]} (here {here[name]})" for name in here if found.versions[name] != here[name]
-    ]
     told = ", ".join(f"{name} {version}" for name, version in here.items())
-    return ", ".join(other), told, "install the same there: other versions may give other affinities, or not connect"
+    return (
+        differences(found.versions, here),
+        told,
+        "install the same there: other versions may give other affinities, or not connect",
+    )
 
 
 def _written(found: Findings, file: Location, word: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import shutil
 import socket
@@ -12,12 +11,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from neuroshed.engine.versions import versions
 from neuroshed.storage.locations import Location
-from neuroshed.version import __version__
 
 ASKED = "asked"
 """The file that the coordinator writes."""
-PACKAGES = ("torch", "numpy", "numba", "zarr", "dask", "distributed")
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,6 @@ def examine(folder: str = "", word: str = "", name: str = "") -> Findings:
         read=_tried(lambda: _read(folder, word)) if folder else "",
         wrote=_tried(lambda: (Location.of(folder) / name).put(word.encode())) if folder else "",
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions here, by name."""
-    from importlib.metadata import version
-
-    python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python, "neuroshed": __version__, **{package: version(package) for package in PACKAGES}}
 
 
 def _gpus() -> tuple[list[str], int]:

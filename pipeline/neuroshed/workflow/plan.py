@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import ordered
 from neuroshed.engine.dispatch import Demand
-from neuroshed.engine.pools import pool_for
+from neuroshed.engine.gpus import pools_here
+from neuroshed.engine.pools import Pool, pool_for
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Vec
 from neuroshed.kernels.child import require
@@ -181,8 +182,26 @@ def make_plan(workflow: Workflow) -> Plan:
     return plan
 
 
+def check_gpu_memory(stage: Predict, pools: Mapping[str, Pool]) -> None:
+    """Raise `WorkflowError` if a batch of patches is likely to need more memory than the GPUs of a pool have."""
+    needed = stage.gpu_bytes(stage.batch_size)
+    for name, pool in pools.items():
+        if not pool.gpus or pool.gpu_memory_gb is None or needed <= pool.gpu_memory_gb * 1e9:
+            continue
+        sizes = range(1, stage.batch_size)
+        fits = max((size for size in sizes if stage.gpu_bytes(size) <= pool.gpu_memory_gb * 1e9), default=None)
+        remedy = f"set predict.batch_size to {fits}" if fits else "choose a smaller predict.patch"
+        raise WorkflowError(
+            f"the network needs about {needed / 1e9:.1f} GB of GPU memory for {stage.batch_size} patches of "
+            f"{list(stage.lattice.patch)} at a time, GPUs of pool {name} have {pool.gpu_memory_gb:g}; {remedy}"
+        )
+
+
 def check_pools(stages: Sequence[Stage], cluster: ClusterConfig) -> None:
     """Raise `WorkflowError` if a step needs more than a worker of any pool has, so that it could never run."""
+    for stage in stages:
+        if isinstance(stage, Predict) and stage.device.startswith("cuda"):
+            check_gpu_memory(stage, cluster.pools or (pools_here() if cluster.kind == "gpus" else {}))
     for stage in stages if cluster.pools else ():
         for step in stage.steps:
             demand = Demand(stage.resource(step.name), stage.memory_bytes(step.name))

@@ -126,8 +126,8 @@ class WorkerGroups:
         running = {_owner(pod) for pod in pods if _is_ready(pod)}
         return [Member(f"{pool}-{name}", pool, name in running) for name, pool in found.items()]
 
-    def stop(self, names: Collection[str]) -> None:
-        """Take away workers."""
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
+        """Take away workers. On which node the next one runs is for Kubernetes to say; cordon one that is broken."""
         self._take_away([(pool, name) for pool, _, name in (member.partition("-") for member in names)])
 
     def close(self) -> None:

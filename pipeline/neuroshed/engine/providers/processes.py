@@ -43,6 +43,7 @@ class HeldProcesses:
         self._places, self._invitation, self._logs = places, invitation, logs
         self._numbers = itertools.count(1)
         self._running: dict[str, tuple[Place, subprocess.Popen[bytes]]] = {}
+        self._broken: list[Place] = []
         logs.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -52,7 +53,7 @@ class HeldProcesses:
 
     def start(self, pool: str, count: int) -> None:
         """One worker in each of the next free places of a pool, as far as there are some."""
-        taken = [place for place, _ in self._running.values()]
+        taken = [*self._broken, *(place for place, _ in self._running.values())]
         free = [place for place in self._places if place.pool == pool and place not in taken]
         for place in free[:count]:
             self._start(place)
@@ -62,10 +63,13 @@ class HeldProcesses:
         self._running = {name: held for name, held in self._running.items() if held[1].poll() is None}
         return [Member(name, place.pool, running=True) for name, (place, _) in self._running.items()]
 
-    def stop(self, names: Collection[str]) -> None:
-        """Close their standard input; what does not end by itself is killed with `close`."""
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
+        """Close their standard input; what does not end by itself is killed with `close`. Places that are `broken` are
+        not used again.
+        """
         for name in names:
             if name in self._running:
+                self._broken += [self._running[name][0]] if broken else []
                 _hang_up(self._running[name][1])
 
     def close(self) -> None:

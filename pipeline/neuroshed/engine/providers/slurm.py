@@ -37,6 +37,7 @@ class SlurmJobs:
         Raises `WorkflowError` if Slurm does not answer.
         """
         self._name, self._pools, self._invitation, self._folder, self._python = name, pools, invitation, folder, python
+        self._excluded: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.close()
@@ -73,9 +74,13 @@ class SlurmJobs:
                 found.append(Member(f"{pool}-{own}", pool, state in RUNNING, ends_at))
         return found
 
-    def stop(self, names: Collection[str]) -> None:
-        """Cancel jobs."""
-        call_slurm(["scancel", "--quiet", *(name.rpartition("-")[2] for name in names)])
+    def stop(self, names: Collection[str], *, broken: bool = False) -> None:
+        """Cancel jobs. Nodes that are `broken` are excluded from those of later ones."""
+        jobs = [name.rpartition("-")[2] for name in names]
+        if broken:
+            listed = call_slurm(["squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%N"])
+            self._excluded |= {node for node in listed.split() if node}
+        call_slurm(["scancel", "--quiet", *jobs])
 
     def close(self) -> None:
         """Cancel all jobs of this name, and wait until none is in the queue; raises OSError if Slurm is silent."""
@@ -99,6 +104,7 @@ class SlurmJobs:
             f"--output={self._folder}/%x-%A_%a.log",
             # A worker that is taken away is asked for anew by the coordinator.
             "--no-requeue",
+            *([f"--exclude={','.join(sorted(self._excluded))}"] if self._excluded else []),
             *job_options(pool, pool.gpus),
         ]
         lines = [
