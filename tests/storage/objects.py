@@ -81,24 +81,18 @@ class InMemory(Location):
             return self.client.shown(str(self))[0] is not None or bool(self._names())
 
     def read_bytes(self) -> bytes:
-        return self.read_tagged()[0]
-
-    def read_tagged(self) -> tuple[bytes, str]:
         self.client.wait("read")
         with self.client.store.lock:
-            data, tag = self.client.shown(str(self))
+            data, _ = self.client.shown(str(self))
         if data is None:
             raise FileNotFoundError(str(self))
-        return data, tag
+        return data
 
     def put(self, data: bytes) -> None:
         self._change("put", data, lambda found, tag: True)
 
     def create(self, data: bytes) -> bool:
         return self._change("create", data, lambda found, tag: found is None)
-
-    def put_if(self, data: bytes, tag: str) -> bool:
-        return self._change("put_if", data, lambda found, now: found is not None and now == tag)
 
     def delete(self) -> None:
         self._change("delete", None, lambda found, tag: True)

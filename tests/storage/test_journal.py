@@ -242,7 +242,7 @@ def crash_before(monkeypatch: pytest.MonkeyPatch, run: Location, operation: int)
 
         return do
 
-    for verb in ("create", "put", "put_if", "delete"):
+    for verb in ("create", "put", "delete"):
         monkeypatch.setattr(type(run), verb, counted(getattr(type(run), verb)))
     for name in ("_open", "_append"):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))

@@ -154,34 +154,6 @@ def test_of_many_only_one_creates(place: Location) -> None:
     assert (place / "a").read_bytes() == b"%d" % answers.index(True)
 
 
-def test_of_many_only_one_replaces(place: Location) -> None:
-    place.make_folder()
-    file = place / "a"
-    file.put(b"before")
-    data, tag = file.read_tagged()
-    assert data == b"before"
-    answers = at_once(8, lambda data: file.put_if(data, tag))
-    # A store may refuse all but one while it decides.
-    assert sum(answers) == 1
-    assert file.read_bytes() == b"%d" % answers.index(True)
-    assert file.read_tagged()[1] != tag
-
-
-def test_nothing_is_replaced_that_changed_or_is_gone(place: Location) -> None:
-    place.make_folder()
-    file = place / "a"
-    file.put(b"one")
-    _, tag = file.read_tagged()
-    file.put(b"two")
-    assert not file.put_if(b"three", tag)
-    assert file.read_bytes() == b"two"
-    _, tag = file.read_tagged()
-    file.delete()
-    assert not file.put_if(b"three", tag)
-    assert not file.exists()
-    assert place.names() == []
-
-
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
 def test_a_file_system_without_links_creates_too(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*paths: object) -> None:

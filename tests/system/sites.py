@@ -5,10 +5,12 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -150,8 +152,11 @@ def daemon(command: Sequence[str], output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def ssh_hosts(folder: Path, count: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Machines with network namespaces of their own: this one's address as they reach it, and how ssh reaches them."""
+def ssh_hosts(folder: Path, count: int, before: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Machines with network namespaces of their own: this one's address as they reach it, and how ssh reaches them.
+
+    They also have mounts of their own: `before` is shell that runs on each before it can be reached.
+    """
     need("ip", "sshd", "ssh", "ssh-keygen", packages="openssh-server openssh-client iproute2")
     if os.geteuid():
         pytest.fail("network namespaces need root: run these tests as root, as .ci/run does")
@@ -167,7 +172,8 @@ def ssh_hosts(folder: Path, count: int) -> Iterator[tuple[str, list[dict[str, An
             config = folder / f"sshd{number}.conf"
             config.write_text(SSHD.format(folder=folder, address=address))
             inside = ["ip", "netns", "exec", f"ns{os.getpid()}x{number}"]
-            sshd = [*inside, str(_which("sshd")), "-D", "-e", "-f", str(config)]
+            serve = shlex.join(["exec", str(_which("sshd")), "-D", "-e", "-f", str(config)])
+            sshd = [*inside, "sh", "-c", f"{before}\n{serve}"]
             stack.enter_context(daemon(sshd, folder / f"sshd{number}.log"))
             options = {"UserKnownHostsFile": folder / "known", "StrictHostKeyChecking": "accept-new"}
             words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
@@ -175,6 +181,27 @@ def ssh_hosts(folder: Path, count: int) -> Iterator[tuple[str, list[dict[str, An
             log = folder / f"sshd{number}.log"
             wait_for(lambda log=log: "listening" in log.read_text(), "sshd", log)
         yield f"{net}.0.1", hosts
+
+
+def mounting(folder: Path, mountpoint: Path, seconds: float = 60.0, lost: int = 0) -> list[str]:
+    """The command that is a client of a network file system over a folder (`network_files.py`)."""
+    program = str(Path(__file__).with_name("network_files.py"))
+    return [sys.executable, program, str(folder), str(mountpoint), str(seconds), str(lost)]
+
+
+@contextmanager
+def mounted(folder: Path, mountpoint: Path, seconds: float = 60.0, lost: int = 0) -> Iterator[Path]:
+    """A client of a network file system over a folder, on this machine."""
+    need("fusermount3", packages="fuse3")
+    folder.mkdir(parents=True, exist_ok=True)
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    log = mountpoint.with_name(f"{mountpoint.name}.log")
+    with daemon(mounting(folder, mountpoint, seconds, lost), log):
+        wait_for(mountpoint.is_mount, "the file system", log)
+        try:
+            yield mountpoint
+        finally:
+            subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], check=True)
 
 
 @contextmanager

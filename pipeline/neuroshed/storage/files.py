@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,11 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 # What file systems say that have no hard links.
 _WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+
+# What they say of a folder in which a deleted file is still open.
+_STILL_OPEN = {errno.ENOTEMPTY, errno.EBUSY}
+CLOSED_SECONDS = 5.0
+"""For others to close what is being deleted."""
 
 # Folders whose entry in the folder above is on disk, as far as this process has seen to it.
 _durable: set[Path] = set()
@@ -82,7 +89,8 @@ def create_file(path: Path, data: bytes) -> bool:
             os.fsync(file.fileno())
         os.link(draft, path)
     except FileExistsError:
-        return False
+        if not _linked(draft):
+            return False
     except OSError as error:
         if error.errno not in _WITHOUT_LINKS:
             raise
@@ -91,6 +99,27 @@ def create_file(path: Path, data: bytes) -> bool:
         draft.unlink(missing_ok=True)
     sync_path(path.parent)
     return True
+
+
+def _linked(draft: Path) -> bool:
+    """Whether a draft has two names: a network file system whose answer was lost is asked again, and denies what it
+    did. Opening makes it look anew.
+    """
+    try:
+        with draft.open("rb") as file:
+            return os.fstat(file.fileno()).st_nlink == 2
+    except FileNotFoundError:
+        return False
+
+
+def _is_at(path: Path, identity: tuple[int, int]) -> bool:
+    """Whether the file of this device and number is at a path."""
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == identity
 
 
 def _create_in_place(path: Path, data: bytes) -> bool:
@@ -120,6 +149,20 @@ def remove_drafts(folder: Path) -> int:
     return len(drafts)
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it. A network file system keeps a file that somebody has open under a hidden
+    name (.nfs...) until it is closed, and its folder with it: that is waited for.
+    """
+    until = time.monotonic() + CLOSED_SECONDS
+    while True:
+        try:
+            return shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in _STILL_OPEN or time.monotonic() > until:
+                raise
+        time.sleep(CLOSED_SECONDS / 50)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes its place at `path` when all went well, as with `replace_file`."""
@@ -129,7 +172,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+            written = os.fstat(file.fileno())
+        try:
+            draft.replace(path)
+        except FileNotFoundError:
+            # As for links: what was denied may have been done.
+            if not _is_at(path, (written.st_dev, written.st_ino)):
+                raise
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

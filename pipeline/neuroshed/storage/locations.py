@@ -6,13 +6,10 @@ Hidden names (`.name...`) are drafts and locks, and are not listed.
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import io
 import os
 import re
-import shutil
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.exceptions import AlreadyExistsError
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 from zarr.abc.store import Store
@@ -141,10 +138,6 @@ class Location(ABC):
         """All of a file; raises FileNotFoundError."""
 
     @abstractmethod
-    def read_tagged(self) -> tuple[bytes, str]:
-        """All of a file, and a tag that other contents do not have; raises FileNotFoundError."""
-
-    @abstractmethod
     def put(self, data: bytes) -> None:
         """Put a file here, in place of another if there is one, whole or not at all; its folder must exist."""
 
@@ -154,10 +147,6 @@ class Location(ABC):
 
         In a bucket, an answer that was lost may make it deny what it did: compare what is there.
         """
-
-    @abstractmethod
-    def put_if(self, data: bytes, tag: str) -> bool:
-        """Replace the file whose contents have this tag (of `read_tagged`); whether it did. As for `create`."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -227,25 +216,11 @@ class _OnDisk(Location):
     def read_bytes(self) -> bytes:
         return self.local.read_bytes()
 
-    def read_tagged(self) -> tuple[bytes, str]:
-        data = self.read_bytes()
-        return data, hashlib.sha256(data).hexdigest()
-
     def put(self, data: bytes) -> None:
         disk.replace_file(self.local, data)
 
     def create(self, data: bytes) -> bool:
         return disk.create_file(self.local, data)
-
-    def put_if(self, data: bytes, tag: str) -> bool:
-        path = self.local
-        with path.with_name(f".{path.name}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if self.read_tagged()[1] == tag:
-                    self.put(data)
-                    return True
-        return False
 
     def names(self) -> list[str]:
         with suppress(FileNotFoundError):
@@ -267,7 +242,7 @@ class _OnDisk(Location):
 
     def delete_tree(self) -> None:
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._text)
+            disk.remove_tree(self.local)
             disk.sync_path(self.local.parent)
 
     def make_folder(self) -> None:
@@ -317,12 +292,8 @@ class _InBucket(Location):
         return None
 
     def read_bytes(self) -> bytes:
-        return self.read_tagged()[0]
-
-    def read_tagged(self) -> tuple[bytes, str]:
         with self.telling():
-            answer = obstore.get(client(self._bucket), self._key)
-            return bytes(answer.bytes()), str(answer.meta["e_tag"])
+            return bytes(obstore.get(client(self._bucket), self._key).bytes())
 
     def put(self, data: bytes) -> None:
         with self.telling():
@@ -333,14 +304,6 @@ class _InBucket(Location):
             with self.telling():
                 obstore.put(client(self._bucket), self._key, data, mode="create")
         except AlreadyExistsError:
-            return False
-        return True
-
-    def put_if(self, data: bytes, tag: str) -> bool:
-        try:
-            with self.telling():
-                obstore.put(client(self._bucket), self._key, data, mode={"e_tag": tag})
-        except (PreconditionError, FileNotFoundError):
             return False
         return True
 
