@@ -86,15 +86,16 @@ def resume(
     verify_writes: bool = False,
     control: Control | None = None,
     detach: bool = False,
+    cluster: str | None = None,
 ) -> Summary:
     """Go on with a run where it stopped; failed blocks are tried again. Returns and raises as `run`, or with `detach`
-    as `submit`.
+    as `submit`. `cluster`, a word or a YAML file: where from now on.
     """
     folder = Location.of(run_folder)
     if detach:
-        launcher = launcher_for(runs_.resumed(folder).workflow.cluster)
-        return launch.submit(["resume", str(folder), *_flags(verify_writes)], folder, launcher)
-    return runs_.resume(folder, _options(watch, verify_writes, control))
+        launcher = launcher_for(runs_.resumed(folder, cluster).workflow.cluster)
+        return launch.submit(["resume", str(folder), *_flags(verify_writes, cluster)], folder, launcher)
+    return runs_.resume(folder, _options(watch, verify_writes, control), cluster)
 
 
 def retry(
@@ -106,6 +107,7 @@ def retry(
     verify_writes: bool = False,
     control: Control | None = None,
     detach: bool = False,
+    cluster: str | None = None,
 ) -> Summary:
     """Go on with a run, but of the blocks that failed try only those of `stage` and among `blocks` (z y x) again; the
     others stay set aside. Returns and raises as `run`, or with `detach` as `submit`.
@@ -115,11 +117,11 @@ def retry(
     folder = Location.of(run_folder)
     if detach:
         runs_.check_retry(folder, stage, blocks)
-        launcher = launcher_for(runs_.resumed(folder).workflow.cluster)
+        launcher = launcher_for(runs_.resumed(folder, cluster).workflow.cluster)
         words = ["--stage", stage] if stage else []
         words += [word for block in blocks for word in ("--blocks", ",".join(map(str, block)))]
-        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes)], folder, launcher)
-    return runs_.retry(folder, stage, blocks, _options(watch, verify_writes, control))
+        return launch.submit(["retry", str(folder), *words, *_flags(verify_writes, cluster)], folder, launcher)
+    return runs_.retry(folder, stage, blocks, _options(watch, verify_writes, control), cluster)
 
 
 def cancel(
@@ -133,7 +135,7 @@ def cancel(
     """
     folder = Location.of(run_folder)
     requests.cancel(folder, drain=drain, timeout=timeout, tell=tell)
-    return state.status(folder)
+    return state.status_or_nothing(folder)
 
 
 def status(run_folder: PathLike) -> Summary:
@@ -175,8 +177,8 @@ def _options(watch: Watcher, verify_writes: bool, control: Control | None) -> Op
     return Options(watch=watch, verify_writes=verify_writes, control=control or Control())
 
 
-def _flags(verify_writes: bool) -> list[str]:
-    return ["--verify-writes"] if verify_writes else []
+def _flags(verify_writes: bool, cluster: str | None = None) -> list[str]:
+    return [*(["--verify-writes"] if verify_writes else []), *(["--cluster", cluster] if cluster else [])]
 
 
 def cut(

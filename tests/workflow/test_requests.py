@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import neuroshed
 from neuroshed.engine.control import Control, Wish
+from neuroshed.engine.hosting import run_name
 from neuroshed.errors import InputError, RunFailedError, WorkflowError
 from neuroshed.storage.lease import Lease, holder_of
 from neuroshed.storage.locations import Location
@@ -104,3 +106,25 @@ def test_nobody_to_ask(run: Location) -> None:
         pass
     with pytest.raises(WorkflowError, match="nobody works on run"):
         cancel(run)
+
+
+def test_a_coordinator_that_waits_in_a_queue_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the run is there yet but what was submitted."""
+    folder = tmp_path / "run" / "workers"
+    folder.mkdir(parents=True)
+    (folder / "coordinator.sh").write_text("#!/bin/bash")
+    name = f"{run_name(Location.of(tmp_path / 'run'))}-coordinator"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for program, body in (
+        ("squeue", f'case "$*" in *--name={name}*) echo "12|PENDING"; echo "13|RUNNING";; esac'),
+        ("scancel", f'echo "$@" > {tmp_path}/cancelled'),
+    ):
+        (programs / program).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    summary = neuroshed.cancel(tmp_path / "run")
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert (summary["state"], summary["holder"]) == ("unfinished", None)
+    with pytest.raises(InputError, match="holds no run"):
+        neuroshed.cancel(tmp_path / "elsewhere")

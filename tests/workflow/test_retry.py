@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import neuroshed
@@ -49,7 +50,9 @@ def test_what_fails_again_stays_failed(failed: Path) -> None:
     with failing(FIRST), pytest.raises(RunFailedError, match="2 blocks of run"):
         neuroshed.retry(failed, blocks=[FIRST])
     assert failures(failed) == [FIRST, SECOND]
-    assert neuroshed.resume(failed)["status"] == "done"
+    assert neuroshed.resume(failed, cluster="in-process:1")["status"] == "done"
+    # Where it was done last is where it goes on.
+    assert yaml.safe_load((failed / "workflow.yaml").read_text())["cluster"]["workers"] == 1
 
 
 def test_the_command(failed: Path) -> None:

@@ -344,6 +344,7 @@ def test_a_large_cluster_on_one_screen(tmp_path: Path) -> None:
             "failed": 40,
             "age_seconds": 1.0,
             "workers": gather({str(n): worker(f"gpu{n:03}", **gpu) for n in range(100)}),
+            "pools": {"gpu": {"connected": 100, "queued": 7}, "cpu": {"connected": 0, "queued": 0}},
         },
         "failures": [failure(n) for n in range(20)],
         "failures_left_out": 20,
@@ -353,6 +354,7 @@ def test_a_large_cluster_on_one_screen(tmp_path: Path) -> None:
     assert "about 1 d 1 h left, at the speed so far" in text
     assert "100 workers, CPU 25 %, memory 1000 B of 9.8 KiB, 100 GPUs 80 %, 700.0 GiB" in text
     assert "and 92 more hosts" in text
+    assert "pools: gpu 100 and 7 in the queue, cpu 0" in text
     assert "waiting for workers" in text
     assert "40 failed in all; --errors 40 shows" in text
     assert "for 1 h 6 min" in text

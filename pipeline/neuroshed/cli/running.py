@@ -20,6 +20,9 @@ detach_option = click.option("--detach", is_flag=True, help="In the background, 
 where_option = click.option(
     "--cluster", help="Where: a word such as slurm, an address, or a YAML file. The same as --set cluster=..."
 )
+elsewhere_option = click.option(
+    "--cluster", help="Where from now on: a word such as local, an address, or a YAML file."
+)
 
 
 def _with_cluster(settings: tuple[str, ...], cluster: str | None) -> tuple[str, ...]:
@@ -73,20 +76,22 @@ def submit(workflow: str, settings: tuple[str, ...], cluster: str | None, verify
 @run_argument
 @verify_writes_option
 @detach_option
+@elsewhere_option
 @json_option
 @command
-def resume(run_folder: str, verify_writes: bool, detach: bool, as_json: bool) -> None:
-    """Go on with RUN where it stopped; failed blocks are tried again.
+def resume(run_folder: str, verify_writes: bool, detach: bool, cluster: str | None, as_json: bool) -> None:
+    """Go on with RUN where it stopped; failed blocks are tried again. `--cluster`: elsewhere than before.
 
     Example: neuroshed resume run1
     """
     from neuroshed import api
 
+    chosen: dict[str, Any] = {"verify_writes": verify_writes, "cluster": cluster}
     if detach:
-        show(api.resume(run_folder, verify_writes=verify_writes, detach=True), as_json, print_submitted)
+        show(api.resume(run_folder, **chosen, detach=True), as_json, print_submitted)
         return
     with at_work() as (control, watch):
-        summary = api.resume(run_folder, watch, verify_writes=verify_writes, control=control)
+        summary = api.resume(run_folder, watch, **chosen, control=control)
     show(summary, as_json, print_summary)
 
 
@@ -107,10 +112,17 @@ def _block(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--blocks", multiple=True, metavar="Z,Y,X", callback=_block, help="Only this block. Repeatable.")
 @verify_writes_option
 @detach_option
+@elsewhere_option
 @json_option
 @command
 def retry(
-    run_folder: str, stage: str | None, blocks: list[Vec], verify_writes: bool, detach: bool, as_json: bool
+    run_folder: str,
+    stage: str | None,
+    blocks: list[Vec],
+    verify_writes: bool,
+    detach: bool,
+    cluster: str | None,
+    as_json: bool,
 ) -> None:
     """Go on with RUN, but of the blocks that failed try only some again, and leave the others set aside.
 
@@ -118,7 +130,7 @@ def retry(
     """
     from neuroshed import api
 
-    chosen: dict[str, Any] = {"stage": stage, "blocks": blocks, "verify_writes": verify_writes}
+    chosen: dict[str, Any] = {"stage": stage, "blocks": blocks, "verify_writes": verify_writes, "cluster": cluster}
     if detach:
         show(api.retry(run_folder, **chosen, detach=True), as_json, print_submitted)
         return

@@ -32,7 +32,7 @@ def screen(summary: dict[str, Any]) -> RenderableType:
     live = summary["live"]
     lines: list[RenderableType] = [_stages(summary)] if summary["stages"] else []
     if live is not None:
-        told = (_left(summary), *_workers(live["workers"], live["memory_bytes"]))
+        told = (_left(summary), *_workers(live["workers"], live["memory_bytes"]), _pools(live.get("pools", {})))
         lines += [Text(line) for line in told if line]
         if live["note"]:
             lines.append(Text(live["note"], style="yellow"))
@@ -114,6 +114,16 @@ def _workers(found: dict[str, Any], memory_bytes: int) -> list[str]:
         more = len(hosts) - HOSTS_SHOWN + found["more_hosts"]
         lines += [f"  and {counted(more, 'more host')}"] if more > 0 else []
     return lines
+
+
+def _pools(pools: dict[str, dict[str, int]]) -> str:
+    """Where there are pools, the worker processes of each and what waits for its turn."""
+    rows = {name: row for name, row in pools.items() if "queued" in row}
+    parts = [
+        f"{name} {row['connected']}" + (f" and {row['queued']} in the queue" if row["queued"] else "")
+        for name, row in rows.items()
+    ]
+    return f"pools: {', '.join(parts)}" if parts else ""
 
 
 def _usage(row: dict[str, Any]) -> str:

@@ -70,10 +70,11 @@ def cancel(
     waited for. Raises `InputError` if there is no run, `WorkflowError` if nobody works on it, `RunFailedError` if there
     is no answer.
     """
-    if not is_run(run_folder):
+    jobs = waiting_jobs(run_folder)
+    if not jobs and not is_run(run_folder):
         raise InputError(f"{run_folder} holds no run; check the path")
     holder = holder_of(run_folder)
-    if jobs := waiting_jobs(run_folder):
+    if jobs:
         tell(f"taking back Slurm job {', '.join(jobs)}, which was to go on with it")
         try:
             call_slurm(["scancel", *jobs])

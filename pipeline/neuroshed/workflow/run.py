@@ -129,8 +129,8 @@ def _told(run_folder: Location, again: str) -> Iterator[None]:
         ) from error
 
 
-def resumed(run_folder: Location) -> Plan:
-    """The plan with which a run goes on.
+def resumed(run_folder: Location, cluster: str | None = None) -> Plan:
+    """The plan with which a run goes on, on another `cluster` than before if one is named.
 
     Raises `WorkflowError` if an input or the model is no longer what the run was planned with.
     """
@@ -138,7 +138,8 @@ def resumed(run_folder: Location) -> Plan:
     if not file.exists():
         raise WorkflowError(f"{run_folder} holds no run ({WORKFLOW_FILE} is missing); start one with `neuroshed run`")
     # The folder may have been moved.
-    plan = make_plan(parse(read_yaml(str(file)) | {"output": str(run_folder)}, str(file)))
+    changed_place = {"output": str(run_folder), **({"cluster": cluster} if cluster else {})}
+    plan = make_plan(parse(read_yaml(str(file)) | changed_place, str(file)))
     changed = [
         difference
         for old, new in zip(planned_stages(run_folder), plan.stages, strict=False)
@@ -152,20 +153,24 @@ def resumed(run_folder: Location) -> Plan:
     return plan
 
 
-def resume(run_folder: Location, options: Options | None = None) -> Summary:
+def resume(run_folder: Location, options: Options | None = None, cluster: str | None = None) -> Summary:
     """Go on with a run where it stopped; failed blocks are tried again. Raises what `resumed` and `start` raise."""
-    return start(resumed(run_folder), options)
+    return start(resumed(run_folder, cluster), options)
 
 
 def retry(
-    run_folder: Location, stage: str | None = None, blocks: Collection[Vec] = (), options: Options | None = None
+    run_folder: Location,
+    stage: str | None = None,
+    blocks: Collection[Vec] = (),
+    options: Options | None = None,
+    cluster: str | None = None,
 ) -> Summary:
     """Go on with a run, and of the blocks that failed try only those of `stage` and among `blocks` again (both if they
     are given, all of them if none is). Raises `WorkflowError` if none is meant, and what `resume` raises.
     """
     check_retry(run_folder, stage, blocks)
     used = replace(options or Options(), again=lambda failure: is_meant(failure, stage, blocks))
-    return resume(run_folder, used)
+    return resume(run_folder, used, cluster)
 
 
 def check_retry(run_folder: Location, stage: str | None, blocks: Collection[Vec]) -> list[Failure]:

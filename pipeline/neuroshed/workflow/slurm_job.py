@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from neuroshed.engine.config import ClusterConfig
-from neuroshed.engine.hosting import run_name, shared_folder
+from neuroshed.engine.hosting import FOLDER, run_name, shared_folder
 from neuroshed.engine.pools import Job
 from neuroshed.engine.providers.slurm import RUNNING, WAITING, call_slurm, job_options
 from neuroshed.errors import WorkflowError
@@ -68,8 +68,7 @@ def launcher_for(cluster: ClusterConfig) -> Launcher:
 def waiting_jobs(run_folder: Location) -> list[str]:
     """Numbers of jobs of a run's coordinator that have not begun; none of runs that are not for Slurm."""
     try:
-        cluster = yaml.safe_load((run_folder / WORKFLOW_FILE).read_bytes())["cluster"]
-        if cluster["kind"] != "slurm":
+        if not _is_for_slurm(run_folder):
             return []
         name = f"--name={run_name(run_folder)}-{ROLE}"
         listed = call_slurm(["squeue", "--me", "--noheader", name, "--format=%i|%T"])
@@ -77,6 +76,13 @@ def waiting_jobs(run_folder: Location) -> list[str]:
         return []
     jobs = (line.split("|") for line in listed.splitlines())
     return [number for number, state in jobs if state in WAITING]
+
+
+def _is_for_slurm(run_folder: Location) -> bool:
+    """Whether a run was begun on Slurm, or a coordinator submitted there that is to begin it."""
+    if run_folder.is_local and (run_folder / FOLDER / f"{ROLE}.sh").exists():
+        return True
+    return bool(yaml.safe_load((run_folder / WORKFLOW_FILE).read_bytes())["cluster"]["kind"] == "slurm")
 
 
 class _Job:

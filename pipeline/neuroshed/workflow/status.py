@@ -54,15 +54,24 @@ def status(run_folder: Location) -> Summary:
     # Before plan and journal: one that ends meanwhile has recorded all when it gives the run back.
     seen = _look(run_folder) if is_run(run_folder) else _Seen(None)
     if seen.at_work and not (run_folder / PLAN_FILE).exists():
-        nothing = {"status": "unfinished", "started": None, "ended": None}
-        summary = summarise(run_folder, (), Progress({}, {})) | nothing
-        return summary | _presence(run_folder, seen, None, summary) | {"state": "starting"}
+        return _without_plan(run_folder, seen) | {"state": "starting"}
     summary = recorded(run_folder)
     live = _read_live(run_folder, seen)
     for title, row in (live or {}).get("stages", {}).items():
         if title in summary["stages"]:
             _add_live(summary["stages"][title], row)
     return summary | _presence(run_folder, seen, live, summary)
+
+
+def _without_plan(run_folder: Location, seen: _Seen) -> Summary:
+    nothing = {"status": "unfinished", "started": None, "ended": None}
+    summary = summarise(run_folder, (), Progress({}, {})) | nothing
+    return summary | _presence(run_folder, seen, None, summary)
+
+
+def status_or_nothing(run_folder: Location) -> Summary:
+    """As `status`, also of a folder where a run was to begin and did not."""
+    return status(run_folder) if is_run(run_folder) else _without_plan(run_folder, _Seen(None))
 
 
 def glance(run_folder: Location) -> Summary:
