@@ -27,6 +27,8 @@ from distributed.security import Security
 import neuroshed
 from neuroshed.engine.clusters import Connection, connect
 from neuroshed.engine.config import ClusterConfig
+from neuroshed.engine.joining import join
+from neuroshed.engine.serving import serve
 from neuroshed.errors import BlockError, InputError, NeuroshedError, WorkflowError
 from neuroshed.stages.registry import load_stage
 from neuroshed.storage.journal import Journal, read_ledger
@@ -316,3 +318,17 @@ def test_no_other_certificate_can_be_made(tmp_path: Path) -> None:
     key = serialization.load_pem_private_key(files["cluster-key.pem"].read_bytes(), None)
     assert key.public_key() == own.public_key() != authority.public_key()
     assert not own.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_schedulers_and_workers_of_ones_own_do_not_start_without_certificates() -> None:
+    with pytest.raises(WorkflowError, match="make certificates with `neuroshed cluster certs"):
+        serve("127.0.0.1", 0, 0)
+    with pytest.raises(WorkflowError, match="make certificates with `neuroshed cluster certs"):
+        join("tls://127.0.0.1:1", "cpu-1", 1, 1.0, 0)
+
+
+def test_certificates_may_be_for_another_folder(tmp_path: Path) -> None:
+    neuroshed.cluster_certificates(tmp_path, at="/certs")
+    tls = yaml.safe_load((tmp_path / "dask.yaml").read_text())["distributed"]["comm"]["tls"]
+    assert tls["ca-file"] == "/certs/ca.pem"
+    assert tls["worker"] == {"cert": "/certs/cluster.pem", "key": "/certs/cluster-key.pem"}

@@ -89,12 +89,12 @@ def nothing_left() -> Iterator[None]:
         time.sleep(0.2)
 
 
-def workers() -> list[int]:
-    """Processes that a run has started as workers."""
+def workers(word: str = "worker") -> list[int]:
+    """Processes that runs have started as workers, with a word among their arguments."""
     return [
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if "neuroshed" in (process.info["cmdline"] or []) and "worker" in process.info["cmdline"]
+        if {"neuroshed", "worker", word} <= {*(process.info["cmdline"] or ())}
     ]
 
 
@@ -309,3 +309,26 @@ def test_nothing_is_left_of_a_run_that_is_stopped(how: str, affinities: Path, tm
             until(lambda: not queue())
     neuroshed.resume(run)
     assert not queue()
+
+
+def test_on_kubernetes_nothing_is_left_and_what_is_left_is_taken_over(
+    affinities: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "kubernetes").mkdir()
+    with nothing_left(), pods(tmp_path / "kubernetes") as cluster:
+        process = submit(affinities, run, cluster)
+        until(lambda: done_blocks(run) > 5 or process.poll() is not None)
+        left = workers(cluster["address"])
+        assert left
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        # Pods stay; the coordinator's next pod has them at once.
+        process = submit(affinities, run, cluster)
+        until(lambda: done_blocks(run) > 20 or process.poll() is not None)
+        assert set(left) <= set(workers(cluster["address"]))
+        neuroshed.cancel(run)
+        assert process.wait(SECONDS) == 130
+        assert not workers(cluster["address"])
+        neuroshed.resume(run)
+    assert digest(run) == expected

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from distributed import LocalCluster
 
 import neuroshed
 from neuroshed.cli import main
@@ -105,3 +106,17 @@ def test_a_pool_of_which_no_worker_comes_is_told_with_the_place_of_its_output(tm
     assert (line["pool"], line["check"], line["ok"], faults) == ("cpu", "connects", False, 1)
     place = Path(line["told"].rpartition(" in ")[2])
     assert place.is_dir()
+
+
+@pytest.mark.system
+def test_a_worker_without_neuroshed_is_told_as_such(tmp_path: Path) -> None:
+    preload = tmp_path / "without.py"
+    preload.write_text("import sys\nsys.modules['neuroshed'] = None\n")
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", preload=[str(preload)]
+    ) as cluster:
+        report = neuroshed.doctor(cluster.scheduler_address, tmp_path)
+    (line,) = report["lines"]
+    assert (line["check"], line["ok"], report["faults"]) == ("imports neuroshed", False, 1)
+    assert "neuroshed" in line["told"]
+    assert "install neuroshed there" in line["remedy"]

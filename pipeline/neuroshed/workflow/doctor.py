@@ -115,7 +115,13 @@ def _examined(worker: _Worker, place: Location, word: str) -> list[Line]:
         return [Line(worker.pool, "", CONNECTS, ok=False, told=told, remedy=remedy)]
     name = uuid.uuid4().hex
     begin = time.time()
-    answer = worker.connection.client.run(examine, str(place), word, name, workers=[worker.address])
+    try:
+        answer = worker.connection.client.run(examine, str(place), word, name, workers=[worker.address])
+    except Exception as error:
+        # One that cannot import us cannot even read the question; whatever it says is told.
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        remedy = "install neuroshed there, in the Python that its workers are started with"
+        return [Line(worker.pool, worker.host, "imports neuroshed", ok=False, told=told, remedy=remedy)]
     end = time.time()
     found: Findings = answer[worker.address]
     lines = [Line(worker.pool, found.host, CONNECTS, ok=True, told=f"{worker.address}, {end - begin:.1f} s")]
