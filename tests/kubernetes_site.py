@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Site:
     retired: list[str] = field(default_factory=list)
     """Workers that the operator chose to end."""
     operator_works: bool = True
+    silent_seconds: float = 0.0
+    """Before every answer."""
     answers: bool = True
     """Else every request is answered with 503."""
     kubelet: Callable[[Site, Object], None] = lambda site, deployment: site.make_pod(deployment)
@@ -140,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = urlsplit(self.path)
+        time.sleep(self.site.silent_seconds)
         if not self.site.answers:
             self._answer(503, {"message": "etcd is away"})
             return

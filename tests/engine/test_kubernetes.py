@@ -117,6 +117,12 @@ def test_silence_and_refusals_are_told_apart(site: Site, monkeypatch: pytest.Mon
     with pytest.raises(WorkflowError, match=r"cluster neuroshed of Kubernetes cannot be used .*503"):
         groups()
     site.answers = True
+    monkeypatch.setattr(kubernetes, "ANSWER_SECONDS", 0.5)
+    provider = groups()
+    site.silent_seconds = 2
+    with pytest.raises(OSError, match=r"Kubernetes does not answer .*Timeout"):
+        provider.members()
+    site.silent_seconds = 0
     with pytest.raises(WorkflowError, match=r"403"):
         groups(namespace="elsewhere")
     del site.objects["daskworkergroups", "neuroshed-gpu"]

@@ -22,6 +22,8 @@ from neuroshed.errors import RunFailedError, WorkflowError
 
 log = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 60.0
+"""For an answer of Kubernetes."""
 OPERATOR_SECONDS = 60.0
 """For the operator to make the workers that were asked for."""
 GONE_SECONDS = 60.0
@@ -80,6 +82,7 @@ class WorkerGroups:
             with _told():
                 given = {"namespace": namespace, "kubeconfig": os.environ.get("KUBECONFIG")}
                 self._api: Any = kr8s.api(**{key: value for key, value in given.items() if value})
+                self._api.timeout = ANSWER_SECONDS
                 self.namespace: str = self._api.namespace
             for pool in pools:
                 self._check(pool)
