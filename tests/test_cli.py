@@ -19,7 +19,12 @@ from neuroshed.storage.volumes import create_volume, open_volume
 
 from .promises.chunks import random_affinities, write_affinities
 
-OTHER_NAMES = {"import": "import_volume", "model": "check_model", "cluster": "cluster_certificates"}
+OTHER_NAMES = {
+    "import": "import_volume",
+    "model": "check_model",
+    "cluster": "cluster_certificates",
+    "volume": "volume_info",
+}
 COMMANDS = sorted(name for name, command in main.commands.items() if not command.hidden)
 
 
@@ -79,6 +84,7 @@ def test_every_verb_is_a_documented_function() -> None:
         "sweep",
         "train",
         "verify",
+        "volume",
     ]
     for command in COMMANDS:
         function = getattr(neuroshed, OTHER_NAMES.get(command, command))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         sweep,
         train,
         verify,
+        volume_info,
     )
     from neuroshed.geometry import Box
     from neuroshed.showcase import demo
@@ -71,6 +72,7 @@ __all__ = [
     "sweep",
     "train",
     "verify",
+    "volume_info",
     # values and errors
     "Box",
     "BlockError",

@@ -341,6 +341,16 @@ def doctor(
     return examine(used, Location.of(folder), seconds=seconds, tell=tell)
 
 
+def volume_info(volume: PathLike, *, samples: int = 64) -> Summary:
+    """What a Zarr volume is and holds: layout, codecs, size on its store, missing files, and values of so many small
+    boxes (`neuroshed.storage.inspection.describe`). Raises `InputError` if it cannot be opened.
+    """
+    from neuroshed.storage.inspection import describe
+    from neuroshed.storage.volumes import open_volume
+
+    return describe(open_volume(Location.of(volume)), samples)
+
+
 def check_model(model: PathLike | ForeignModel, image: PathLike, *, trust: bool = False, **predict: Any) -> Summary:
     """Run one patch of an image through a model and report what that shows.
 
