@@ -227,7 +227,7 @@ def init(name: str, target: PathLike) -> Path:
 def import_volume(
     source: PathLike,
     target: PathLike,
-    voxel_size: tuple[float, float, float],
+    voxel_size: tuple[float, float, float] | None = None,
     *,
     dataset: str | None = None,
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
@@ -236,11 +236,12 @@ def import_volume(
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
 ) -> Path:
-    """Bring a TIFF, HDF5, PNG or NumPy volume in as OME-Zarr, block by block; returns the path of the new volume.
+    """Bring a TIFF, HDF5, PNG, MRC or NumPy volume in as OME-Zarr, block by block; returns the path of the new volume.
 
-    `voxel_size` and `offset` are in nm, z y x; `intensity` (low, high) rescales to uint8, as floating-point images
-    need. The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError`
-    for a source that cannot be imported, `WorkflowError` if the target is there already.
+    `voxel_size` and `offset` are in nm, z y x; the first is that of the source if it is left out. `intensity` (low,
+    high) rescales to uint8, as floating-point images need. The volume appears under its name when it is whole. Broken
+    off, the same call goes on. Raises `InputError` for a source that cannot be imported, `WorkflowError` if the target
+    is there already.
     """
     goal = Location.of(target).local
     if goal.exists():

@@ -357,9 +357,9 @@ def test_refuses_arrays_with_the_remedy(tmp_path, array, options, message):
 
 
 def test_refuses_other_files(tmp_path):
-    (tmp_path / "a.mrc").write_bytes(bytes(100))
+    (tmp_path / "a.raw").write_bytes(bytes(100))
     with pytest.raises(InputError, match="of no known format; known are"):
-        open_source(tmp_path / "a.mrc")
+        open_source(tmp_path / "a.raw")
     np.save(tmp_path / "a.npy", volume())
     whole = (tmp_path / "a.npy").read_bytes()
     for part in (whole[:3], whole[:1000], b""):

@@ -59,7 +59,9 @@ def init(name: str, target: str | None) -> None:
 @main.command(name="import")
 @click.argument("source")
 @click.argument("target")
-@click.option("--voxel-size", type=float, required=True, nargs=3, metavar="Z Y X", help="nm.")
+@click.option(
+    "--voxel-size", type=float, default=None, nargs=3, metavar="Z Y X", help="nm. Default: what SOURCE says of itself."
+)
 @click.option(
     "--offset", type=float, default=(0.0, 0.0, 0.0), nargs=3, metavar="Z Y X", help="Place of the first voxel, nm."
 )
@@ -71,14 +73,14 @@ def init(name: str, target: str | None) -> None:
 def import_(
     source: str,
     target: str,
-    voxel_size: tuple[float, float, float],
+    voxel_size: tuple[float, float, float] | None,
     offset: tuple[float, float, float],
     dataset: str | None,
     intensity: tuple[float, float] | None,
     block: tuple[int, int, int] | None,
     cluster: str | None,
 ) -> None:
-    """Bring SOURCE (TIFF stack or folder, HDF5, PNG folder, .npy) in as the OME-Zarr volume TARGET, block by block.
+    """Bring SOURCE (TIFF stack or folder, PNG folder, HDF5, MRC, .npy) in as the OME-Zarr volume TARGET.
 
     Example: neuroshed import stack.h5 a.zarr --dataset raw --voxel-size 10 10 10
     """
@@ -96,6 +98,9 @@ def import_(
             cluster=cluster_of(cluster),
             watch=bars,
         )
+    if voxel_size is None:
+        told = " x ".join(f"{side:g}" for side in api.volume_info(path, samples=1)["voxel_size"])
+        click.echo(f"voxel size {told} nm, as {source} says")
     click.echo(f"wrote {path}")
 
 

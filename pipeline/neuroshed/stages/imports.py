@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neuroshed.errors import BlockError
+from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.locations import Location
@@ -27,7 +27,7 @@ WIDEST_SIDE = 4096
 
 
 class Import(Stage):
-    """A TIFF, PNG, HDF5 or NumPy volume, written as an OME-Zarr image or label volume."""
+    """A TIFF, PNG, HDF5, MRC or NumPy volume, written as an OME-Zarr image or label volume."""
 
     kind: Literal["import"] = "import"
     source: Path
@@ -55,21 +55,27 @@ class Import(Stage):
         run_folder: Location,
         source: Path,
         name: str,
-        voxel_size: tuple[float, float, float],
+        voxel_size: tuple[float, float, float] | None,
         *,
         offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
         dataset: str | None = None,
         intensity: tuple[float, float] | None = None,
         block_shape: Vec | None = None,
     ) -> Import:
-        """Plan an import; looks at every section's header. Raises `InputError` for what cannot be imported."""
+        """Plan an import; looks at every section's header. Without a `voxel_size` that of the source is taken.
+
+        Raises `InputError` for what cannot be imported.
+        """
         opened = open_source(source, dataset, intensity=intensity)
+        found = voxel_size or opened.voxel_size
+        if found is None:
+            raise InputError(f"{opened.path} does not say how large its voxels are; give `--voxel-size Z Y X`, in nm")
         return cls(
             run_folder=run_folder,
             source=opened.path,
             dataset=dataset,
             name=name,
-            voxel_size=voxel_size,
+            voxel_size=found,
             offset=offset,
             block_shape=block_shape or default_block_shape(opened),
             intensity=intensity,

@@ -24,6 +24,7 @@ import tifffile
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
+from neuroshed.storage.spacing import VoxelSize, of_imagej, of_ome
 
 # A worker keeps at most this much of decoded sections.
 CACHE_BYTES = 512 * 2**20
@@ -85,6 +86,7 @@ class TiffStack:
         self.unit: Vec = (1, 1, 1) if self._mapped is not None else (1, min(rows, self.shape[1]), columns)
         self.cache_bytes = 0 if self._mapped is not None else _cache_bytes(self.shape, self.unit, self.dtype)
         self.description = f"TIFF stack of {self.shape[0]} sections ({first.compression.name.lower()})"
+        self.voxel_size = _voxel_size(self._file)
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` naming the page that cannot be decoded."""
@@ -121,6 +123,19 @@ class TiffStack:
             raise InputError(f"{self._path} is truncated or damaged after page {len(pages) - 1}; export it again")
 
 
+def _voxel_size(file: Any) -> VoxelSize | None:
+    """As OME or ImageJ told it; the resolution that every TIFF has is that of a printer."""
+    if file.is_ome:
+        return of_ome(file.ome_metadata)
+    if not file.is_imagej:
+        return None
+    tags = file.pages[0].tags
+    found = [tags[name].value for name in ("YResolution", "XResolution") if name in tags]
+    if len(found) != 2 or any(down == 0 for _, down in found):
+        return None
+    return of_imagej(file.imagej_metadata, (found[0][0] / found[0][1], found[1][0] / found[1][1]))
+
+
 class SectionFolder:
     """A folder of sections, one grey image a file, in natural order (section 2 before section 10).
 
@@ -140,6 +155,7 @@ class SectionFolder:
         for file in self._files if check else ():
             self._check_section(file)
         self.description = f"folder of {len(self._files)} {'PNG' if self._png else 'TIFF'} sections"
+        self.voxel_size: VoxelSize | None = None
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` naming the section that cannot be decoded or differs."""

@@ -1,13 +1,15 @@
 """Foreign formats behind one interface: a shape, a type, and `read(box)`, as lazily as the format allows.
 
-`open_source` takes a multi-page TIFF, a folder of TIFF or PNG sections, an HDF5 dataset or a `.npy` array. Nothing is
-read before a box is asked for, and source files are never changed. The `import` stage turns a source into a volume.
+`open_source` takes a multi-page TIFF, a folder of TIFF or PNG sections, an HDF5 dataset, an MRC volume or a `.npy`
+array. Nothing is read before a box is asked for, and source files are never changed. The `import` stage turns a source
+into a volume.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +21,12 @@ import numpy.typing as npt
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
 from neuroshed.storage.sections import SectionFolder, TiffStack
+from neuroshed.storage.spacing import VoxelSize, of_hdf5, of_mrc
 
 # Large enough to hold the chunks of a few hundred rows of a block: h5py's own default is 1 MiB.
 HDF5_CACHE_BYTES = 64 * 2**20
 
-_FORMATS = "a .tif/.tiff stack, a folder of .tif or .png sections, .h5/.hdf5/.hdf or .npy"
+_FORMATS = "a .tif/.tiff stack, a folder of .tif or .png sections, .h5/.hdf5/.hdf, .mrc/.rec/.map or .npy"
 
 
 class Reader(Protocol):
@@ -37,6 +40,8 @@ class Reader(Protocol):
     unit: Vec
     cache_bytes: int
     description: str
+    voxel_size: VoxelSize | None
+    """As the file tells it, in nm, z y x."""
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of a box inside the shape."""
@@ -74,6 +79,11 @@ class Source:
     def cache_bytes(self) -> int:
         """The most memory that reading holds besides what it returns."""
         return self.reader.cache_bytes
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """In nm, z y x, if the file tells it."""
+        return self.reader.voxel_size
 
     @property
     def description(self) -> str:
@@ -154,6 +164,8 @@ def _open_reader(path: Path, dataset: str | None, check: bool) -> Reader:
         return TiffStack(path)
     if suffix == ".npy":
         return NpySource(path)
+    if suffix in (".mrc", ".rec", ".map"):
+        return MrcSource(path)
     raise InputError(f"{path} is of no known format; known are {_FORMATS}")
 
 
@@ -186,6 +198,35 @@ class NpySource:
         self.unit: Vec = (1, 1, 1)
         self.cache_bytes = 0
         self.description = "NumPy array"
+        self.voxel_size: VoxelSize | None = None
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """A copy of the voxels of `box`."""
+        return np.array(self._array[box.slices()])
+
+
+class MrcSource:
+    """An MRC 2014 volume (`.mrc`, `.rec`, `.map`), memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        import mrcfile
+
+        try:
+            with warnings.catch_warnings():
+                # A file that is longer than it says, or of an older format.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                file = mrcfile.mmap(path, mode="r", permissive=False)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path} is not a readable MRC file ({str(error).splitlines()[0]})") from error
+        self._array = file.data
+        self.shape: Vec = self._array.shape
+        self.dtype = np.dtype(self._array.dtype)
+        self.unit: Vec = (1, 1, 1)
+        self.cache_bytes = 0
+        self.description = "MRC volume"
+        header = file.header
+        cell = [float(header.cella[axis]) for axis in "xyz"]
+        self.voxel_size = of_mrc(cell, [int(header[f"m{axis}"]) for axis in "xyz"])
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """A copy of the voxels of `box`."""
@@ -208,6 +249,7 @@ class Hdf5Source:
         self.unit: Vec = self._array.chunks or (1, 1, 1)
         self.cache_bytes = HDF5_CACHE_BYTES + math.prod(self.unit) * self.dtype.itemsize
         self.description = f"HDF5 dataset {self._array.name}"
+        self.voxel_size = of_hdf5(self._array.attrs)
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` for a chunk that cannot be decoded."""
