@@ -10,7 +10,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from neuroshed.engine import clusters, watchdog
-from neuroshed.engine.clusters import connect
+from neuroshed.engine.clusters import Connection, connect
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.storage.locations import Location
 
@@ -93,3 +93,19 @@ def test_jobs_of_a_closed_connection() -> None:
         connection.cancel(future)
         with pytest.raises(OSError, match="no connection to the Dask scheduler"):
             connection.submit(abs, -2, ("job", 2), worker)
+
+
+def test_a_worker_that_cannot_be_started_again_is_told() -> None:
+    class Dask:
+        def __init__(self) -> None:
+            self.loop = self
+
+        def add_callback(self, function: Any, *arguments: Any) -> None:
+            asyncio.run(function(*arguments))
+
+        async def _restart_workers(self, workers: list[str], **options: Any) -> None:
+            raise ValueError("Restarting workers requires a nanny to be used.\nMore")
+
+    told: list[str] = []
+    Connection(Dask(), 0, None, True).restart("tls://a", told.append)
+    assert told == ["it cannot be started again (ValueError: Restarting workers requires a nanny to be used."]

@@ -47,7 +47,7 @@ class Admission:
                     self._connection.client.loop.add_callback(self._ask, address)
                 answer = self._answers[address]
                 if answer:
-                    self._give_up(name, info.get("host", ""), answer)
+                    self.give_up(name, info.get("host", ""), answer)
                     self._refuse(name, answer)
                 if answer != "":
                     continue
@@ -60,7 +60,7 @@ class Admission:
         if self._strikes[name, key] < STRIKES:
             log.warning("the GPU of worker %s on %s failed; the worker is started again (%s)", name, host, error)
             return False
-        self._give_up(name, host, f"its GPU failed {STRIKES} times without a block between ({error})")
+        self.give_up(name, host, f"its GPU failed {STRIKES} times without a block between ({error})")
         return True
 
     def device_works(self, name: str, key: Key) -> None:
@@ -73,7 +73,8 @@ class Admission:
         lines = [f"{name}: {reason}" for name, reason in list(self.reasons.items())[-REASONS_TOLD:]]
         return f"{len(self.reasons)} workers are not used, such as {'; '.join(lines)}" if lines else ""
 
-    def _give_up(self, name: str, host: str, reason: str) -> None:
+    def give_up(self, name: str, host: str, reason: str) -> None:
+        """Not use a worker any more."""
         self.reasons[name] = reason
         log.warning("worker %s on %s is not used: %s", name, host, reason)
 

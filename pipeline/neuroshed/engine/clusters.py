@@ -84,16 +84,18 @@ class Connection:
         with suppress(ClosedClientError):
             future.cancel(force=True)
 
-    def restart(self, address: str) -> None:
-        """Have the nanny of a worker start it again, without waiting for it."""
-        self.client.loop.add_callback(self._restart, address)
+    def restart(self, address: str, failed: Callable[[str], None]) -> None:
+        """Have the nanny of a worker start it again, without waiting for it; `failed` is told why that cannot be, in
+        another thread.
+        """
+        self.client.loop.add_callback(self._restart, address, failed)
 
-    async def _restart(self, address: str) -> None:
+    async def _restart(self, address: str, failed: Callable[[str], None]) -> None:
         try:
             await self.client._restart_workers([address], timeout=RESTART_SECONDS, raise_for_error=False)
         except Exception as error:
             # It has no nanny, or is gone already.
-            log.warning("worker %s cannot be started again (%s: %s)", address, type(error).__name__, error)
+            failed(f"it cannot be started again ({type(error).__name__}: {error})".splitlines()[0])
 
     def described(self, address: str, info: dict[str, Any]) -> Worker:
         """A worker as jobs are given to it."""

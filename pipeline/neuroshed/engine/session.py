@@ -5,6 +5,7 @@ No task graph is ever built. A job names blocks by their places; workers load th
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import time
@@ -208,6 +209,7 @@ class Session:
     def _died(self, address: str) -> None:
         """A worker is gone. Each of its jobs may be to blame: of those that it had finished word may be lost."""
         self._dead.add(address)
+        self._failing.pop(address, None)
         numbers = self.windows.leave(address)
         trace = self._last_words([self._sent[number].work for number in numbers]) if numbers else ""
         error = trace.splitlines()[0] if trace else OUT_OF_MEMORY
@@ -320,7 +322,7 @@ class Session:
             name = self._failing.get(address)
             if name is not None and name not in self._admission.reasons and address not in self._restarting:
                 self._restarting.add(address)
-                self.connection.restart(address)
+                self.connection.restart(address, functools.partial(self._admission.give_up, name, address))
         self._restarting &= {*self.windows.closed()}
 
     def _take_back(self) -> None:
