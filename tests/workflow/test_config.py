@@ -127,7 +127,7 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         ),
         (
             ["cluster={kind: slurm, pools: {cpu: {memory_gb: 2, memory: 2}}}"],
-            ["unknown key cluster.pools.cpu.memory", "before, cores, gpus, hosts, memory_gb, options"],
+            ["unknown key cluster.pools.cpu.memory", "before, cores, gpu_memory_gb, gpus, hosts, memory_gb, options"],
         ),
         (["cluster={kind: slurm, pools: {cpu: {cores: 2}}}"], ["cluster.pools.cpu.memory_gb", "Field required"]),
         (["cluster=/no/such/site.yaml"], ["cluster", "/no/such/site.yaml cannot be read"]),

@@ -147,7 +147,7 @@ def test_options_reach_the_engine(verb: str, monkeypatch: pytest.MonkeyPatch, tm
     seen: list[Options] = []
 
     def noted(*given: Any) -> dict[str, Any]:
-        seen.append(given[-1])
+        seen.append(next(value for value in given if isinstance(value, Options)))
         return {}
 
     for name in ("start", "resume", "retry"):
