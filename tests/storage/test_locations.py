@@ -68,9 +68,9 @@ def test_only_folders_have_paths() -> None:
         _ = Location.of("s3://b/a").local
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/a", "az://bucket/a", "https://host/a"])
+@pytest.mark.parametrize("text", ["gs://bucket/a", "az://bucket/a", "ftp://host/a"])
 def test_other_stores_are_not_supported_yet(text: str) -> None:
-    with pytest.raises(WorkflowError, match="not supported yet; supported are folders and s3://"):
+    with pytest.raises(WorkflowError, match="not supported yet; supported are folders, s3://, and https:// for inputs"):
         Location.of(text)
 
 

@@ -23,13 +23,14 @@ def describe(volume: Volume, samples: int = SAMPLES) -> dict[str, Any]:
     """What `neuroshed volume info` tells of a volume; reads up to `samples` small boxes, and lists all of its files.
 
     Sizes are in bytes, lengths in nm, shapes in voxels z y x. `files.missing` are shards (chunks, where there are no
-    shards) of which there is none: they read as zeros. Of the sampled values: their smallest, largest, mean, some
-    percentiles, the share that is 0, and a histogram of equal bins.
+    shards) of which there is none: they read as zeros. Web servers cannot be listed: `files` and `stored_bytes` are
+    None. Of the sampled values: their smallest, largest, mean, some percentiles, the share that is 0, and a histogram
+    of equal bins.
     """
     array = volume.array
     raw = math.prod(array.shape) * volume.dtype.itemsize
-    names = [file.name for file, _ in _data_files(volume)]
-    stored = sum(size for _, size in _data_files(volume))
+    sizes = [size for _, size in _data_files(volume)] if volume.path.can_list else None
+    stored = sum(sizes or ())
     expected = math.prod(-(-n // s) for n, s in zip(array.shape, array.shards or array.chunks, strict=True))
     return {
         "path": str(volume.path),
@@ -43,9 +44,11 @@ def describe(volume: Volume, samples: int = SAMPLES) -> dict[str, Any]:
         "shard_shape": None if array.shards is None else _last_three(volume, array.shards),
         "codecs": [_name(codec) for codec in (*array.filters, *array.compressors)],
         "raw_bytes": raw,
-        "stored_bytes": stored,
+        "stored_bytes": None if sizes is None else stored,
         "ratio": round(raw / stored, 2) if stored else None,
-        "files": {"there": len(names), "expected": expected, "missing": expected - len(names)},
+        "files": None
+        if sizes is None
+        else {"there": len(sizes), "expected": expected, "missing": expected - len(sizes)},
         "values": _values(volume, samples),
     }
 

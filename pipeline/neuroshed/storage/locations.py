@@ -1,4 +1,4 @@
-"""Places of runs, volumes and tables: folders and files of this machine and of S3 buckets, by the same verbs.
+"""Places of runs, volumes and tables: folders and files of this machine, of S3 buckets and (to read) of web servers.
 
 On disk, what is written stands whole and synced with its folder; in a bucket, an object is there whole or not at all.
 Hidden names (`.name...`) are drafts and locks, and are not listed.
@@ -46,6 +46,8 @@ class Location(ABC):
     _text: str
     is_local: ClassVar[bool]
     """Whether this is a path of this machine."""
+    can_list: ClassVar[bool] = True
+    """Whether what lies in a folder can be learnt."""
 
     def __init__(self, text: str) -> None:
         object.__setattr__(self, "_text", text)
@@ -62,8 +64,14 @@ class Location(ABC):
         found = _SCHEME.fullmatch(text)
         if found is None:
             return _OnDisk(str(Path(text).expanduser().resolve()))
+        if found[1].lower() in ("http", "https"):
+            from neuroshed.storage.web import OnWeb
+
+            return OnWeb.parse(text)
         if found[1].lower() != "s3":
-            raise WorkflowError(f"{text}: {found[1]}:// is not supported yet; supported are folders and s3://")
+            raise WorkflowError(
+                f"{text}: {found[1]}:// is not supported yet; supported are folders, s3://, and https:// for inputs"
+            )
         parts = [part for part in found[2].split("/") if part]
         if not parts or found[2].startswith("/") or {".", ".."}.intersection(parts):
             raise WorkflowError(f"{text} names no place in a bucket; write s3://BUCKET/NAME, without . and ..")

@@ -23,15 +23,21 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     channels = f", {counted(found['channels'], 'channel')}" if found["channels"] else ""
     shards = "no shards" if found["shard_shape"] is None else f"shards {_sides(found['shard_shape'])}"
     ratio = f", {found['ratio']} times less than {size(found['raw_bytes'])}" if found["ratio"] else ""
-    missing = f", {files['missing']:,} missing, which read as zeros" if files["missing"] else ""
+    missing = f", {files['missing']:,} missing, which read as zeros" if files and files["missing"] else ""
     lines = [
         ("volume", f"{found['path']} (Zarr {found['zarr_format']})"),
         ("shape", f"{_sides(found['shape'])} voxels{channels}, {found['dtype']}"),
         ("voxel size", f"{_sides(found['voxel_size'])} nm, offset {_sides(found['offset'])} nm"),
         ("layout", f"chunks {_sides(found['chunk_shape'])}, {shards}"),
         ("codecs", ", ".join(found["codecs"]) or "none"),
-        ("stored", f"{size(found['stored_bytes'])}{ratio}"),
-        ("files", f"{files['there']:,} of {files['expected']:,}{missing}"),
+        *(
+            [
+                ("stored", f"{size(found['stored_bytes'])}{ratio}"),
+                ("files", f"{files['there']:,} of {files['expected']:,}{missing}"),
+            ]
+            if files
+            else [("stored", "on a web server, which cannot be listed")]
+        ),
         ("sampled", f"{100 * values['sampled_share']:.3g} % of the voxels; {100 * values['zero_share']:.3g} % are 0"),
     ]
     if values["not_finite"]:

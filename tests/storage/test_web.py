@@ -1,0 +1,160 @@
+"""Volumes on web servers: read like others, never written, and told in one line when they cannot be."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import neuroshed
+from neuroshed.errors import InputError, WorkflowError
+from neuroshed.storage.locations import Location
+from neuroshed.storage.volumes import create_volume, open_volume
+from tests.workflow.commands import free_port
+
+from ..promises.chunks import random_affinities, write_affinities
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """A file server that answers requests for ranges, as real ones do."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        path = Path(self.translate_path(self.path))
+        if "secret" in self.path:
+            self.send_error(403)
+        elif "Range" in self.headers and path.is_file():
+            self._part(path.read_bytes())
+        elif path.is_dir():
+            self.send_error(404)
+        else:
+            super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if "secret" in self.path:
+            self.send_error(403)
+        elif Path(self.translate_path(self.path)).is_dir():
+            self.send_error(404)
+        else:
+            super().do_HEAD()
+
+    def _part(self, data: bytes) -> None:
+        found = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers["Range"])
+        assert found
+        first = int(found[1]) if found[1] else len(data) - int(found[2])
+        last = min(int(found[2]), len(data) - 1) if found[1] and found[2] else len(data) - 1
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.send_header("Last-Modified", self.date_time_string(0))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def server(tmp_path: Path, asked: list[str]) -> Iterator[str]:
+    handler = type("Served", (Handler,), {"asked": asked})
+    folder = tmp_path / "www"
+    folder.mkdir()
+    served = ThreadingHTTPServer(("127.0.0.1", 0), lambda *given: handler(*given, directory=str(folder)))
+    served.daemon_threads = True
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    served.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_arrays_are_read_by_the_chunk(server: str, tmp_path: Path, asked: list[str], zarr_format: int) -> None:
+    data = np.random.default_rng(1).integers(0, 256, (8, 12, 16), np.uint8)
+    path = tmp_path / "www" / "a.zarr"
+    zarr.create_array(path, shape=data.shape, chunks=(4, 4, 4), dtype="u1", zarr_format=zarr_format)[:] = data
+    volume = open_volume(f"{server}/a.zarr")
+    asked.clear()
+    box = type(volume.box)((0, 4, 4), (4, 6, 8))
+    np.testing.assert_array_equal(volume.read(box), data[box.slices()])
+    assert len([path for path in asked if "zarr.json" not in path]) == 1
+
+
+def test_sharded_volumes_and_what_is_told_of_them(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "www" / "a.zarr"
+    made = create_volume(path, shape=(64, 64, 128), dtype=np.uint8, shard_shape=(64, 64, 128), voxel_size=(9, 8, 7))
+    data = np.random.default_rng(1).integers(0, 256, (64, 64, 128), np.uint8)
+    made.write(made.box, data)
+    volume = open_volume(f"{server}/a.zarr")
+    assert volume.voxel_size == (9.0, 8.0, 7.0)
+    np.testing.assert_array_equal(volume.read(volume.box), data)
+    found = neuroshed.volume_info(f"{server}/a.zarr")
+    assert (found["files"], found["stored_bytes"], found["values"]["most"]) == (None, None, 255)
+
+
+def test_a_run_takes_its_input_from_a_web_server(server: str, tmp_path: Path) -> None:
+    affinities = random_affinities(np.random.default_rng(1), (8, 16, 16), 256)
+    write_affinities(tmp_path / "www" / "a.zarr", affinities)
+    results = []
+    for name, source in (("web", f"{server}/a.zarr"), ("disk", tmp_path / "www" / "a.zarr")):
+        settings = [f"affinities={source}", f"output={tmp_path / name}", "block_shape=[8,8,8]", "cluster=in-process:2"]
+        summary = neuroshed.run("stitch", settings)
+        volumes = [open_volume(path) for path in summary["segmentations"].values()]
+        results.append([volume.read(volume.box) for volume in volumes])
+    for web, disk in zip(*results, strict=True):
+        np.testing.assert_array_equal(web, disk)
+
+
+def test_nothing_is_written_or_listed(server: str) -> None:
+    place = Location.of(f"{server}/runs/one/")
+    assert (str(place), place.name, str(place.parent)) == (f"{server}/runs/one", "one", f"{server}/runs")
+    for act in (
+        lambda: place.put(b""),
+        lambda: place.create(b""),
+        place.delete,
+        place.delete_tree,
+        place.make_folder,
+        place.replacing,
+        lambda: place.zarr_store(read_only=False),
+    ):
+        with pytest.raises(WorkflowError, match="is on a web server, which is only read"):
+            act()
+    for act in (place.names, place.files):
+        with pytest.raises(WorkflowError, match="cannot be listed"):
+            act()
+    assert not place.exists()
+    assert place.size() is None
+    with pytest.raises(FileNotFoundError):
+        place.open_read()
+
+
+def test_mistakes_are_told_in_one_line(server: str) -> None:
+    with pytest.raises(InputError, match="no volume at http"):
+        open_volume(f"{server}/nothing.zarr")
+    with pytest.raises(WorkflowError, match="refuses to show it"):
+        open_volume(f"{server}/secret.zarr")
+    with pytest.raises(WorkflowError, match="names nothing on a web server"):
+        Location.of("https://host/")
+    for url in ("https://me:pw@host/a.zarr", "https://host/a.zarr?token=abc", "https://host/a.zarr#x"):
+        with pytest.raises(WorkflowError, match=r"https://host/a\.zarr has a user, a query or a fragment") as caught:
+            Location.of(url)
+        assert "pw" not in str(caught.value)
+        assert "abc" not in str(caught.value)
+    with pytest.raises(WorkflowError, match="the server does not do its work") as told:
+        Location.of(f"http://127.0.0.1:{free_port()}/a.zarr").check()
+    assert "\n" not in str(told.value)
