@@ -240,7 +240,9 @@ def test_a_truth_of_another_shape(affinities: Path, tmp_path: Path) -> None:
 def test_a_cluster_that_is_none(word: str, tmp_path: Path) -> None:
     result = call("import", "a.h5", tmp_path / "b.zarr", "--voxel-size", 1, 1, 1, "--cluster", word)
     assert result.exit_code == 2
-    assert f"got '{word}'; needed is local, local:N, in-process" in " ".join(result.stderr.split())
+    told = " ".join(result.stderr.split())
+    assert f"got '{word}' (" in told
+    assert "needed is local, local:N, in-process" in told
     assert isinstance(result.exception, SystemExit)
 
 
@@ -269,3 +271,10 @@ def test_commands_take_no_option_that_is_not_described() -> None:
         for option in command.params:
             if isinstance(option, click.Option) and option.name != "start_from":
                 assert option.help, f"{command.name} {option.name}"
+
+
+def test_what_is_wrong_in_a_cluster_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("{kind: slurm, pools: {cpu: {cores: 2}}}")
+    result = call("doctor", "--cluster", tmp_path / "site.yaml")
+    assert result.exit_code == 2
+    assert "(pools.cpu.memory_gb: Field required)" in " ".join(result.stderr.split())

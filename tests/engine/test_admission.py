@@ -84,6 +84,21 @@ def test_a_worker_without_neuroshed_is_told_as_such() -> None:
     assert "No module named 'neuroshed'" in admitted.told
 
 
+@pytest.mark.parametrize("error", [OSError("Timed out"), KeyError("tls://a")])
+def test_a_worker_that_cannot_be_reached_now_is_asked_again(error: Exception) -> None:
+    client = Client({"tls://a": error, "tls://b": versions()})
+    admitted = admission(client)
+    admitted.sift(WORKERS)
+    client.answer()
+    assert list(admitted.sift(WORKERS)) == ["tls://b"]
+    client.answers["tls://a"] = versions()
+    client.answer()
+    admitted.sift(WORKERS)
+    client.answer()
+    assert admitted.sift(WORKERS) == WORKERS
+    assert not admitted.reasons
+
+
 def test_workers_of_this_very_installation_are_not_asked() -> None:
     client = Client({})
     assert admission(client, elsewhere=False).sift(WORKERS) == WORKERS

@@ -100,9 +100,12 @@ def cluster_of(word: str | None) -> Any:
         return None
     try:
         return ClusterConfig.model_validate(word)
-    except ValidationError:
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
         raise click.BadParameter(
-            f"got {word!r}; needed is local, local:N, in-process, in-process:N, gpus, slurm or an address such as tls://host:8786",
+            f"got {word!r} ({f'{place}: ' if place else ''}{first['msg']}); needed is local, local:N, in-process, "
+            "in-process:N, gpus, slurm, an address such as tls://host:8786, or a YAML file",
             param_hint="--cluster",
         ) from None
 

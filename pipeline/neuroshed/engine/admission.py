@@ -28,14 +28,14 @@ class Admission:
         self._connection, self._refuse = connection, refuse
         self._here = versions()
         self._answers: dict[str, str | None] = {}
-        self._told: set[str] = set()
         self._strikes: Counter[tuple[str, Key]] = Counter()
         self.reasons: dict[str, str] = {}
         """Why workers are not used, by name."""
 
     def sift(self, found: Mapping[str, Info]) -> dict[str, Info]:
         """Of all workers by address, those that are given work. New ones are asked first, and not among them yet."""
-        self._answers = {address: answer for address, answer in self._answers.items() if address in found}
+        # Answers come in another thread.
+        self._answers = {address: answer for address, answer in list(self._answers.items()) if address in found}
         admitted = {}
         for address, info in found.items():
             name = str(info.get("name", address))
@@ -45,7 +45,7 @@ class Admission:
                 if address not in self._answers:
                     self._answers[address] = None
                     self._connection.client.loop.add_callback(self._ask, address)
-                answer = self._answers[address]
+                answer = self._answers.get(address)
                 if answer:
                     self.give_up(name, info.get("host", ""), answer)
                     self._refuse(name, answer)
@@ -83,6 +83,9 @@ class Admission:
         try:
             answer = await self._connection.client._run(versions, workers=[address])
             self._answers[address] = differences(answer[address], self._here)
+        except (OSError, KeyError):
+            # It is gone, or cannot be reached now. If it is still listed then, it is asked again.
+            self._answers.pop(address, None)
         except Exception as error:
-            # A worker without neuroshed cannot even be asked; of one that is gone nobody will know.
+            # A worker without neuroshed cannot even be asked.
             self._answers[address] = f"it cannot be asked for its versions ({type(error).__name__}: {error})"

@@ -40,13 +40,13 @@ class OnWeb(Location):
     def parse(cls, url: str) -> OnWeb:
         """Of a URL; raises `WorkflowError` if it names no host, or holds what is nobody's business."""
         parts = urlsplit(url)
-        if not parts.hostname or not parts.path.strip("/"):
-            raise WorkflowError(f"{url} names nothing on a web server; write {parts.scheme}://HOST/PATH")
         if parts.query or parts.fragment or "@" in parts.netloc:
             raise WorkflowError(
                 f"{parts.scheme}://{parts.hostname}{parts.path} has a user, a query or a fragment, which would stand "
                 "in files of the run; serve it without"
             )
+        if not parts.hostname or not parts.path.strip("/"):
+            raise WorkflowError(f"{url} names nothing on a web server; write {parts.scheme}://HOST/PATH")
         return cls(f"{parts.scheme.lower()}://{parts.netloc}/{parts.path.strip('/')}")
 
     @property
@@ -64,13 +64,19 @@ class OnWeb(Location):
 
     def check(self) -> None:
         """Ask the server once; raises `WorkflowError` if it does not answer."""
-        with self.telling():
-            _exists(_store(self._root, CHECK_RETRIES), (self._key, *(f"{self._key}/{name}" for name in METADATA)))
+        self._is_there(CHECK_RETRIES)
 
     def exists(self) -> bool:
         """Whether there is a file, or Zarr metadata in a folder."""
-        with self.telling():
-            return _exists(_store(self._root), (*(f"{self._key}/{name}" for name in METADATA), self._key))
+        return self._is_there()
+
+    def _is_there(self, max_retries: int | None = None) -> bool:
+        store = _store(self._root, max_retries)
+        for key in (*(f"{self._key}/{name}" for name in METADATA), self._key):
+            with suppress(FileNotFoundError), self.telling():
+                obstore.head(store, key)
+                return True
+        return False
 
     def size(self) -> int | None:
         """Bytes of a file, as the server says."""
@@ -127,14 +133,6 @@ class OnWeb(Location):
 
     def _refuse(self) -> NoReturn:
         raise WorkflowError(f"{self} is on a web server, which is only read; write to a folder or to s3://")
-
-
-def _exists(store: HTTPStore, keys: tuple[str, ...]) -> bool:
-    for key in keys:
-        with suppress(FileNotFoundError):
-            obstore.head(store, key)
-            return True
-    return False
 
 
 @functools.lru_cache(maxsize=256)
