@@ -31,6 +31,7 @@ from neuroshed.storage.journal import read_events
 from neuroshed.storage.ledger import positions_of
 from neuroshed.storage.locations import Location
 from neuroshed.storage.models import ModelCard, save_model
+from neuroshed.storage.object_stores import Bucket
 
 BOX, BLOCK = [[0, 0, 0], [70, 100, 35]], [24, 36, 18]
 KINDS = ("predict", "fragments", "agglomerate", "segment")
@@ -81,8 +82,9 @@ def below(folder: Location) -> list[str]:
     """Names of all that lies below a folder, however they begin; on disk those of folders too."""
     if folder.is_local:
         return [str(path.relative_to(folder.local)) for path in folder.local.rglob("*")]
-    bucket, _, key = str(folder).removeprefix("s3://").partition("/")
-    pages = obstore.list(client(bucket), key or None)
+    scheme, _, bucket, *rest = str(folder).split("/", 3)
+    key = "".join(rest)
+    pages = obstore.list(client(Bucket(scheme.removesuffix(":"), bucket)), key or None)
     return [entry["path"].removeprefix(f"{key}/") for page in pages for entry in page]
 
 

@@ -26,7 +26,7 @@ def sync_path(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, says that the disk or the user's share of it is full."""
+    """Whether an error, or what it was raised from, says that the disk or store, or the user's share of it, is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -1,4 +1,6 @@
-"""Places of runs, volumes and tables: folders and files of this machine, of S3 buckets and (to read) of web servers.
+"""Places of runs, volumes and tables: folders and files, here of this machine.
+
+Those in buckets are in `bucket_locations.py`, those on web servers (to read) in `web.py`.
 
 On disk, what is written stands whole and synced with its folder; in a bucket, an object is there whole or not at all.
 Hidden names (`.name...`) are drafts and locks, and are not listed.
@@ -7,36 +9,31 @@ Hidden names (`.name...`) are drafts and locks, and are not listed.
 from __future__ import annotations
 
 import functools
-import io
 import os
 import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar
 
-import obstore
-from obstore.exceptions import AlreadyExistsError
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 from zarr.abc.store import Store
-from zarr.storage import LocalStore, ObjectStore
+from zarr.storage import LocalStore
 
 from neuroshed.errors import WorkflowError
 from neuroshed.storage import files as disk
-from neuroshed.storage.buckets import CHECK_RETRIES, READ_AHEAD_BYTES, ObjectReader, ObjectWriter, client, told
 
-DELETES_AT_ONCE = 1000
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.*", re.DOTALL)
 
 
 @functools.total_ordering
 class Location(ABC):
     """A file or folder, there or not: an immutable value that is equal to others of the same text, and sorted by it.
 
-    `str` is the absolute path or `s3://` URL. Pydantic fields take it, a path or text, and store the text.
+    `str` is the absolute path or URL. Pydantic fields take it, a path or text, and store the text.
 
     >>> Location.of("s3://bucket/runs/one/") / "plan.json"
     Location('s3://bucket/runs/one/plan.json')
@@ -68,14 +65,9 @@ class Location(ABC):
             from neuroshed.storage.web import OnWeb
 
             return OnWeb.parse(text)
-        if found[1].lower() != "s3":
-            raise WorkflowError(
-                f"{text}: {found[1]}:// is not supported yet; supported are folders, s3://, and https:// for inputs"
-            )
-        parts = [part for part in found[2].split("/") if part]
-        if not parts or found[2].startswith("/") or {".", ".."}.intersection(parts):
-            raise WorkflowError(f"{text} names no place in a bucket; write s3://BUCKET/NAME, without . and ..")
-        return _InBucket("s3://" + "/".join(parts))
+        from neuroshed.storage.bucket_locations import in_bucket
+
+        return in_bucket(text)
 
     def __str__(self) -> str:
         return self._text
@@ -194,7 +186,7 @@ class Location(ABC):
 
 def _validated(value: Any) -> Location:
     if not isinstance(value, str | os.PathLike | Location):
-        raise ValueError("needed is a path or an s3:// URL")
+        raise ValueError("needed is a path, or an s3://, gs:// or az:// URL")
     return Location.of(value)
 
 
@@ -264,97 +256,3 @@ class _OnDisk(Location):
 
     def zarr_store(self, read_only: bool) -> Store:
         return LocalStore(self.local, read_only=read_only)
-
-
-class _InBucket(Location):
-    __slots__ = ()
-    is_local = False
-
-    @property
-    def parent(self) -> Location:
-        return self if not self._key else super().parent
-
-    @property
-    def _bucket(self) -> str:
-        return self._text.split("/", 3)[2]
-
-    @property
-    def _key(self) -> str:
-        return self._text[len("s3://") + len(self._bucket) + 1 :]
-
-    def telling(self) -> AbstractContextManager[None]:
-        return told(self._bucket, self._text)
-
-    def check(self) -> None:
-        with self.telling():
-            obstore.list_with_delimiter(client(self._bucket, max_retries=CHECK_RETRIES), self._key or None)
-
-    def exists(self) -> bool:
-        with self.telling():
-            return self.size() is not None or any(self._listed())
-
-    def size(self) -> int | None:
-        if self._key:
-            with suppress(FileNotFoundError), self.telling():
-                return int(obstore.head(client(self._bucket), self._key)["size"])
-        return None
-
-    def read_bytes(self) -> bytes:
-        with self.telling():
-            return bytes(obstore.get(client(self._bucket), self._key).bytes())
-
-    def put(self, data: bytes) -> None:
-        with self.telling():
-            obstore.put(client(self._bucket), self._key, data)
-
-    def create(self, data: bytes) -> bool:
-        try:
-            with self.telling():
-                obstore.put(client(self._bucket), self._key, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
-
-    def names(self) -> list[str]:
-        with self.telling():
-            found = obstore.list_with_delimiter(client(self._bucket), self._key or None)
-        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return sorted(name for path in paths if not (name := path.rpartition("/")[2]).startswith("."))
-
-    def files(self) -> Iterator[tuple[Location, int]]:
-        skipped = len(self._key) + 1 if self._key else 0
-        with self.telling():
-            for entry in self._listed():
-                below = entry["path"][skipped:]
-                if not any(part.startswith(".") for part in below.split("/")):
-                    yield self / below, entry["size"]
-
-    def _listed(self) -> Iterator[Any]:
-        for page in obstore.list(client(self._bucket), self._key or None):
-            yield from page
-
-    def delete(self) -> None:
-        with self.telling(), suppress(FileNotFoundError):
-            obstore.delete(client(self._bucket), self._key)
-
-    def delete_tree(self) -> None:
-        with self.telling():
-            for page in obstore.list(client(self._bucket), self._key or None, chunk_size=DELETES_AT_ONCE):
-                obstore.delete(client(self._bucket), [entry["path"] for entry in page])
-
-    def open_read(self) -> BinaryIO:
-        reader = ObjectReader(self._bucket, self._key, self._text)
-        return cast("BinaryIO", io.BufferedReader(reader, READ_AHEAD_BYTES))
-
-    @contextmanager
-    def replacing(self) -> Iterator[BinaryIO]:
-        writer = ObjectWriter(self._bucket, self._key, self._text)
-        try:
-            yield cast("BinaryIO", writer)
-        except BaseException as error:
-            writer.give_up(error)
-            raise
-        writer.finish()
-
-    def zarr_store(self, read_only: bool) -> Store:
-        return ObjectStore(client(self._bucket, self._key), read_only=read_only)

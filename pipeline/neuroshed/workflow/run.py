@@ -70,8 +70,8 @@ def run_stages(
     """Execute stages and sum up; `files` are put into the run folder before. `again` says how to go on after an error.
 
     Raises `RunFailedError` if any block is not done at the end, `RunStoppedError` if that was asked for,
-    `StorageFullError` if the disk fills up, `WorkflowError` if the folder cannot be written or another coordinator
-    works on the run.
+    `StorageFullError` if the disk or store fills up, `WorkflowError` if the folder cannot be written or another
+    coordinator works on the run.
     """
     begin = time.monotonic()
     # Nothing is written but by the one who holds the journal.
@@ -115,9 +115,11 @@ def _told(run_folder: Location, again: str) -> Iterator[None]:
         if hasattr(error, "summary"):
             raise
         raise RunFailedError(f"{error}; then {again}") from error
-    except OSError as error:
+    except (OSError, WorkflowError) as error:
         if is_disk_full(error):
             raise StorageFullError(f"no space left for run {run_folder} ({error}); free some, then {again}") from error
+        if isinstance(error, WorkflowError):
+            raise
         if error.errno is None:
             # No file has to do with it: Dask's connections end in such errors.
             raise RunFailedError(

@@ -1,0 +1,134 @@
+"""Places in buckets of object stores: `s3://`, `gs://` and `az://`, all by one class."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, BinaryIO, cast
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from zarr.abc.store import Store
+from zarr.storage import ObjectStore
+
+from neuroshed.errors import WorkflowError
+from neuroshed.storage.buckets import CHECK_RETRIES, READ_AHEAD_BYTES, ObjectReader, ObjectWriter, client, told
+from neuroshed.storage.locations import Location
+from neuroshed.storage.object_stores import KINDS, Bucket
+
+DELETES_AT_ONCE = 1000
+
+
+def in_bucket(url: str) -> Location:
+    """What a URL names; raises `WorkflowError` for stores that are not supported, or if it names no bucket."""
+    given, _, rest = url.partition("://")
+    scheme = given.lower()
+    if scheme not in KINDS:
+        known = ", ".join(f"{name}://" for name in KINDS)
+        raise WorkflowError(f"{url}: {given}:// is unknown; known are folders, {known}, and https:// for inputs")
+    parts = [part for part in rest.split("/") if part]
+    if not parts or rest.startswith("/") or {".", ".."}.intersection(parts):
+        word = KINDS[scheme].bucket
+        raise WorkflowError(f"{url} names no place in a {word}; write {scheme}://{word.upper()}/NAME, without . and ..")
+    return _InBucket(f"{scheme}://{'/'.join(parts)}")
+
+
+class _InBucket(Location):
+    __slots__ = ()
+    is_local = False
+
+    @property
+    def parent(self) -> Location:
+        return self if not self._key else super().parent
+
+    @property
+    def _bucket(self) -> Bucket:
+        scheme, _, name, *_ = self._text.split("/", 3)
+        return Bucket(scheme.removesuffix(":"), name)
+
+    @property
+    def _key(self) -> str:
+        return self._text[len(str(self._bucket)) + 1 :]
+
+    def telling(self) -> AbstractContextManager[None]:
+        return told(self._bucket, self._text)
+
+    def check(self) -> None:
+        with self.telling():
+            obstore.list_with_delimiter(client(self._bucket, max_retries=CHECK_RETRIES), self._key or None)
+
+    def exists(self) -> bool:
+        with self.telling():
+            return self.size() is not None or any(self._listed())
+
+    def size(self) -> int | None:
+        if self._key:
+            with suppress(FileNotFoundError), self.telling():
+                return int(obstore.head(client(self._bucket), self._key)["size"])
+        return None
+
+    def read_bytes(self) -> bytes:
+        with self.telling():
+            return bytes(obstore.get(client(self._bucket), self._key).bytes())
+
+    def put(self, data: bytes) -> None:
+        with self.telling():
+            obstore.put(client(self._bucket), self._key, data)
+
+    def create(self, data: bytes) -> bool:
+        with self.telling():
+            try:
+                obstore.put(client(self._bucket), self._key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def names(self) -> list[str]:
+        with self.telling():
+            found = obstore.list_with_delimiter(client(self._bucket), self._key or None)
+        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        return sorted(name for path in paths if not (name := path.rpartition("/")[2]).startswith("."))
+
+    def files(self) -> Iterator[tuple[Location, int]]:
+        skipped = len(self._key) + 1 if self._key else 0
+        with self.telling():
+            for entry in self._listed():
+                below = entry["path"][skipped:]
+                if not any(part.startswith(".") for part in below.split("/")):
+                    yield self / below, entry["size"]
+
+    def _listed(self) -> Iterator[Any]:
+        for page in obstore.list(client(self._bucket), self._key or None):
+            yield from page
+
+    def delete(self) -> None:
+        with self.telling(), suppress(FileNotFoundError):
+            obstore.delete(client(self._bucket), self._key)
+
+    def delete_tree(self) -> None:
+        gone = False
+        while not gone:
+            # Google and Azure raise this for what is gone already, as after an answer that was lost.
+            with suppress(FileNotFoundError), self.telling():
+                for page in obstore.list(client(self._bucket), self._key or None, chunk_size=DELETES_AT_ONCE):
+                    obstore.delete(client(self._bucket), [entry["path"] for entry in page])
+                gone = True
+
+    def open_read(self) -> BinaryIO:
+        reader = ObjectReader(self._bucket, self._key, self._text)
+        return cast("BinaryIO", io.BufferedReader(reader, READ_AHEAD_BYTES))
+
+    @contextmanager
+    def replacing(self) -> Iterator[BinaryIO]:
+        writer = ObjectWriter(self._bucket, self._key, self._text)
+        try:
+            yield cast("BinaryIO", writer)
+        except BaseException as error:
+            writer.give_up(error)
+            raise
+        writer.finish()
+
+    def zarr_store(self, read_only: bool) -> Store:
+        with self.telling():
+            return ObjectStore(client(self._bucket, self._key), read_only=read_only)
