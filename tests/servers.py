@@ -28,7 +28,7 @@ from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-PAGE = 1000
+PAGE = 100
 """Entries that a listing gives at once."""
 
 

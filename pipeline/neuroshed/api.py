@@ -33,7 +33,7 @@ from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.slurm_job import launcher_for
 
 PathLike = str | os.PathLike[str]
-"""A path, or text that is one or an `s3://` URL."""
+"""A path, or text that is one or a URL of a bucket: `s3://`, `gs://` or `az://`."""
 Summary = dict[str, Any]
 
 

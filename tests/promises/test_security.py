@@ -41,6 +41,9 @@ from .chunks import random_affinities, write_affinities
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
+    "AZURE_STORAGE_ACCOUNT_KEY": "Xb7qF2wVt0m8yLr4Kc1sZa9dHj6nUe3oGp5iQw==",
+    "AZURE_STORAGE_SAS_TOKEN": "sv=2022-11-02&sig=Zk2Lx0Qm8Rt5Vb7Nc3",
+    "GOOGLE_SERVICE_ACCOUNT_KEY": '{"private_key": "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"}',
     "X_TOKEN": "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
     "DASK_GATEWAY__AUTH__TOKEN": "d34db33fd34db33fd34db33fd34db33f",
     "OMP_API_KEY": "sk-0123456789abcdefghijklmnopqrstuv",

@@ -213,7 +213,8 @@ def test_listing(any_place: Location) -> None:
 
 
 def test_a_long_listing_is_whole(any_bucket: Location) -> None:
-    number = 1203
+    # More than a page: Amazon's has 1000 entries, those of the other servers here 100.
+    number = 1203 if str(any_bucket).startswith("s3") else 250
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda row: (any_bucket / f"many/{row:04d}").put(b""), range(number)))
     assert len((any_bucket / "many").names()) == len(list((any_bucket / "many").files())) == number

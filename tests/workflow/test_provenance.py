@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "DASK_GATEWAY__AUTH__PASSWORD": "hidden",
     "DASK_SCHEDULER_ADDRESS": "tls://me:hidden@host:8786",
     "AWS_SECRET_ACCESS_KEY": "hidden",
+    "AZURE_STORAGE_ACCOUNT_KEY": "hidden",
+    "GOOGLE_SERVICE_ACCOUNT_KEY": "hidden",
     "HOME": "/home/me",
 }
 

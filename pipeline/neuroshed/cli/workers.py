@@ -14,7 +14,12 @@ from neuroshed.terminal.tables import print_doctor
 
 @main.command()
 @cluster_option
-@click.option("--output", default=".", show_default=True, help="Folder, or s3:// place, where runs are to be written.")
+@click.option(
+    "--output",
+    default=".",
+    show_default=True,
+    help="Folder or bucket, where runs are to be written.",
+)
 @click.option(
     "--timeout", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds to wait for workers."
 )

@@ -101,7 +101,7 @@ class OnWeb(Location):
 
     def names(self) -> list[str]:
         """Raises `WorkflowError`."""
-        raise WorkflowError(f"{self} is on a web server, which cannot be listed; use a folder or s3:// for runs")
+        raise WorkflowError(f"{self} is on a web server, which cannot be listed; use a folder or bucket for runs")
 
     def files(self) -> Iterator[tuple[Location, int]]:
         """Raises `WorkflowError`."""
@@ -132,7 +132,7 @@ class OnWeb(Location):
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise WorkflowError(f"{self} is on a web server, which is only read; write to a folder or to s3://")
+        raise WorkflowError(f"{self} is on a web server, which is only read; write to a folder or bucket")
 
 
 @functools.lru_cache(maxsize=256)

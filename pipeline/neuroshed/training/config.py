@@ -63,7 +63,7 @@ class Source(_Strict):
     """A labelled part of an image."""
 
     image: Location
-    """OME-Zarr or Zarr image, uint8 or uint16, by path or `s3://` URL."""
+    """OME-Zarr or Zarr image, uint8 or uint16, by path or URL (`s3://`, `gs://`, `az://`, `https://`)."""
     labels: Location
     """Integer labels of the same shape; 0 is unlabelled and does not count."""
     mask: Location | None = None

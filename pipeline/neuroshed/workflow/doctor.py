@@ -28,7 +28,7 @@ OPEN_FILES = 4096
 FREE_SHARE = 0.9
 """Of a GPU, that must be free."""
 GPU_REMEDY = "end what else uses it, or lower gpu_memory_gb of the pool"
-SHARED = "mount the same file system under the same path there, or use s3:// and give its credentials"
+SHARED = "mount the same file system under the same path there, or use a bucket and give its credentials"
 
 
 @dataclass(frozen=True)
