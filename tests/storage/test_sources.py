@@ -221,7 +221,9 @@ def broken(tmp_path, name):
         mode = name.partition("-")[0].upper()
         Image.new(mode, (70, 50)).save(jpeg_folder(path, data) / "s_3.jpg")
     elif name == "lossless-jpeg":
-        (jpeg_folder(path, data) / "s_2.jpg").write_bytes(imagecodecs.ljpeg_encode(data[0].astype(np.uint16), 12))
+        (jpeg_folder(path, data) / "s_2.jpg").write_bytes(
+            imagecodecs.ljpeg_encode(data[0].astype(np.uint16), bitspersample=12)
+        )
     elif name == "not-a-jpeg":
         (jpeg_folder(path, data) / "s_1.jpg").write_bytes(b"\xff\xd8\xff")
     elif name == "zarr":
