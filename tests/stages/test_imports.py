@@ -13,6 +13,7 @@ import neuroshed
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, RunFailedError, WorkflowError
 from neuroshed.stages.imports import Import, default_block_shape
+from neuroshed.storage.parts import Part
 from neuroshed.storage.sources import open_source
 from neuroshed.storage.volumes import open_volume
 
@@ -206,10 +207,13 @@ def test_memory_stays_within_the_prediction(tmp_path, name, intensity):
 
 
 class Shaped:
-    """What `default_block_shape` looks at, without the voxels."""
+    """A source without voxels."""
 
     def __init__(self, shape, unit, dtype):
         self.shape, self.unit, self.dtype, self.stored_dtype = shape, unit, np.dtype(dtype), np.dtype(dtype)
+
+    def part(self):
+        return Part.of(self, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -226,11 +230,11 @@ class Shaped:
     ],
 )
 def test_default_blocks_suit_the_source(shape, unit, dtype, expected):
-    block = default_block_shape(Shaped(shape, unit, dtype))
+    block = default_block_shape(Shaped(shape, unit, dtype).part())
     assert block == expected
     assert np.prod(block, dtype=np.int64) * np.dtype(dtype).itemsize <= 256 * 2**20
 
 
 def test_default_blocks_decode_a_section_once(tmp_path):
     source = open_source(sections(tmp_path / "png", labels("uint8")))
-    assert default_block_shape(source) == (16, 128, 128)
+    assert default_block_shape(Part.of(source, None, None, None)) == (16, 128, 128)

@@ -226,9 +226,6 @@ def broken(tmp_path, name):
         )
     elif name == "not-a-jpeg":
         (jpeg_folder(path, data) / "s_1.jpg").write_bytes(b"\xff\xd8\xff")
-    elif name == "zarr":
-        path.mkdir()
-        (path / "zarr.json").write_text("{}")
     return path
 
 
@@ -248,7 +245,6 @@ def broken(tmp_path, name):
         ("cmyk-jpeg", r"s_3\.jpg is a CMYK image; export grey"),
         ("lossless-jpeg", r"s_2\.jpg is a JPEG of 12 bits \(frame C3\), which is not read"),
         ("not-a-jpeg", r"s_1\.jpg is not a JPEG"),
-        ("zarr", "is a Zarr volume already"),
     ],
 )
 def test_refuses_folders_with_the_remedy(tmp_path, name, message):

@@ -23,6 +23,7 @@ import tifffile
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
 from neuroshed.storage.images import JPEG, PNG, Plane
+from neuroshed.storage.readers import Reader
 from neuroshed.storage.spacing import VoxelSize, of_imagej, of_ome
 
 # A worker keeps at most this much of decoded sections.
@@ -58,7 +59,7 @@ class PieceCache:
         return piece
 
 
-class TiffStack:
+class TiffStack(Reader):
     """A multi-page TIFF (classic, BigTIFF or ImageJ), one grey page a section."""
 
     def __init__(self, path: Path) -> None:
@@ -134,7 +135,7 @@ def _voxel_size(file: Any) -> VoxelSize | None:
     return of_imagej(file.imagej_metadata, (found[0][0] / found[0][1], found[1][0] / found[1][1]))
 
 
-class SectionFolder:
+class SectionFolder(Reader):
     """A folder of sections, one grey image a file, in natural order (section 2 before section 10).
 
     Opening it looks at the header of each file, unless `check` is off.
@@ -154,7 +155,6 @@ class SectionFolder:
         for file in self._files if check else ():
             self._check_section(file)
         self.description = f"folder of {len(self._files)} {self._image.name if self._image else 'TIFF'} sections"
-        self.voxel_size: VoxelSize | None = None
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` naming the section that cannot be decoded or differs."""
