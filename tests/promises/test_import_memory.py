@@ -61,7 +61,7 @@ def test_a_source_larger_than_the_memory_that_is_allowed(tmp_path: Path) -> None
     kvstore = {"driver": "file", "path": f"{path}/"}
     metadata = {"dataType": "uint8", "dimensions": shape, "blockSize": [128] * 3, "compression": {"type": "raw"}}
     array = tensorstore.open({"driver": "n5", "kvstore": kvstore, "metadata": metadata}, create=True).result()
-    slab = np.random.default_rng(0).integers(0, 256, (128, *shape[1:]), np.uint8)
+    slab = smooth("uint8", (128, *shape[1:]))
     for start in range(0, shape[0], 128):
         array[start : start + 128].write(slab).result()
     small = n5(tmp_path / "small.n5", slab[:16, :16, :16])

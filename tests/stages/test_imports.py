@@ -1,6 +1,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import h5py
@@ -194,6 +196,19 @@ def test_chunks_of_others_in_a_box_and_downsampled(tmp_path, name, dtype):
         assert volume.offset == tuple(a + s * m for a, s, m in zip(start, size, middle, strict=True))
     with pytest.raises(WorkflowError, match="is in the source, which is never changed"):
         neuroshed.import_volume(source, source / "b.zarr")
+
+
+def test_the_command_with_processes_of_its_own(tmp_path):
+    data = labels("uint8", (20, 130, 150)) // 50
+    source, target = CHUNKED["n5"](tmp_path, data), tmp_path / "b.zarr"
+    words = "--box 2 3 10 20 130 141 --downsample 2 2 2 --labels --offset 1 2 3 --block 8 64 64 --cluster local:1"
+    command = [sys.executable, "-m", "neuroshed", "import", str(source), str(target), *words.split()]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"voxel size 80 x 8 x 8 nm, by what {source} says\nwrote {target}\n" in told.stdout
+    assert "tensorstore" not in told.stderr
+    volume = open_volume(target)
+    assert volume.offset == (1 + 40 * 2.5, 2 + 4 * 3.5, 3 + 4 * 10.5)
+    assert_array_equal(volume.read(volume.box), downsample.mode(data[2:20, 3:130, 10:141], (2, 2, 2)), strict=True)
 
 
 def test_what_is_taken_of_a_source_is_told_from_what_was(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
 from collections.abc import Callable
@@ -174,6 +175,7 @@ def test_datasets_of_n5(tmp_path: Path) -> None:
     assert_array_equal(half.read(Box.of_shape(half.shape)), coarse)
     assert (half.voxel_size, half.offset) == ((40.0, 16.0, 8.0), (0.0, 4.0, 2.0))
     assert open_source(path / "em" / "s1").voxel_size == half.voxel_size
+    same(open_source(path / "em"), fine)
     n5(path / "labels", fine)
     assert open_source(path, "labels").voxel_size is None
     there = r"em/s0 \[45, 34, 20\], em/s1 \[22, 17, 20\], labels \[45, 34, 20\]"
@@ -239,6 +241,12 @@ def test_what_cannot_be_read_is_said_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "odd.n5" / "attributes.json").write_text("{")
     with pytest.raises(InputError, match=r"attributes.json is damaged: it is no JSON"):
         open_source(tmp_path / "odd.n5")
+    packed = precomputed(tmp_path / "packed", voxels(), key="fine")
+    for chunk in (packed / "fine").iterdir():
+        chunk.with_name(f"{chunk.name}.gz").write_bytes(gzip.compress(chunk.read_bytes()))
+        chunk.unlink()
+    with pytest.raises(InputError, match=r"\.gz is a compressed chunk, which only CloudVolume reads; unpack them all"):
+        open_source(packed)
     meshes = tmp_path / "meshes"
     meshes.mkdir()
     (meshes / "info").write_text('{"scales": [{"key": "a"}], "num_channels": 1}')

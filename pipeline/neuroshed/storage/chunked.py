@@ -6,6 +6,7 @@ of whole chunks, so that memory does not depend on them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from typing import Any
@@ -24,6 +25,8 @@ from neuroshed.storage.volumes import Volume, open_volume
 
 PIECE_BYTES = 32 << 20
 """What is read at once, or one chunk if that is larger."""
+SAMPLE_FILES = 100
+"""So many are looked at to learn how chunks are named."""
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
@@ -37,7 +40,8 @@ def open_chunked(path: Location, dataset: str | None) -> Reader | None:
     folders = [path] if dataset is None else [path, at(path, dataset)]
     if any(_is_there(folder, name) for folder in folders for name in ZARR_FILES):
         return ZarrSource(path, dataset)
-    if path.name.endswith(".n5") or any(_is_there(folder, "attributes.json") for folder in folders):
+    in_container = any(part.endswith(".n5") for part in f"{path}".split("/"))
+    if in_container or any(_is_there(folder, "attributes.json") for folder in folders):
         return N5Source(path, dataset)
     return None
 
@@ -140,6 +144,7 @@ class PrecomputedSource(_Tensor):
             raise InputError(f"{path} has no scale {key!r}; there are: {there}")
         if channels != 1:
             raise InputError(f"{path} has {channels} channels; export the one that is wanted as a volume of its own")
+        _refuse_compressed(path / key)
         tensor = open_tensor("neuroglancer_precomputed", path, scale_index=list(scales).index(key))
         self._show(path, key, tensor[..., 0])
         told = spacing.of_precomputed(sizes[key], sizes[finest], scales[key].get("voxel_offset", [0, 0, 0]))
@@ -147,6 +152,18 @@ class PrecomputedSource(_Tensor):
             self.voxel_size, self.offset = told
         self.metadata = (path / "info",)
         self.description = f"precomputed scale {key} ({scales[key].get('encoding')})"
+
+
+def _refuse_compressed(scale: Location) -> None:
+    """CloudVolume compresses chunks on disk under other names, where they would be taken for missing ones."""
+    if not scale.is_local or not scale.local.is_dir():
+        return
+    for file in itertools.islice(scale.local.iterdir(), SAMPLE_FILES):
+        if file.suffix in (".gz", ".br", ".zstd"):
+            raise InputError(
+                f"{file} is a compressed chunk, which only CloudVolume reads; unpack them all (`gunzip -r {scale}` for "
+                ".gz) in a copy of the volume"
+            )
 
 
 class ZarrSource(_InPieces):
