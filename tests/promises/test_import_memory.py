@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorstore
-from PIL import Image
 
 from neuroshed.geometry import Vec
 from neuroshed.stages.imports import Import
@@ -73,13 +72,6 @@ def smooth(dtype: str, shape: Vec) -> np.ndarray:
     return np.add.outer(np.add.outer(np.arange(shape[0]), np.arange(shape[1])), np.arange(shape[2])).astype(dtype) // 9
 
 
-def sections(path: Path, data: np.ndarray) -> Path:
-    path.mkdir()
-    for z, section in enumerate(data):
-        Image.fromarray(section).save(path / f"{z}.jpg")
-    return path
-
-
 def chunks(writer: Callable[..., Path], **options: Any) -> Callable[[Path, np.ndarray], Path]:
     return lambda path, data: writer(path, data, **options)
 
@@ -87,7 +79,6 @@ def chunks(writer: Callable[..., Path], **options: Any) -> Callable[[Path, np.nd
 @pytest.mark.parametrize(
     ("dtype", "factor", "write"),
     [
-        ("uint64", None, chunks(n5, blockSize=[128, 128, 64])),
         (
             "uint64",
             (2, 2, 2),
@@ -99,11 +90,9 @@ def chunks(writer: Callable[..., Path], **options: Any) -> Callable[[Path, np.nd
                 compressed_segmentation_block_size=[8, 8, 8],
             ),
         ),
-        ("uint16", (2, 2, 2), chunks(plain_zarr, chunks=(64, 128, 128), zarr_format=2)),
         ("uint64", None, chunks(plain_zarr, chunks=(32, 32, 32), shards=(32, 128, 128))),
-        ("uint8", None, sections),
     ],
-    ids=["n5", "precomputed", "zarr2", "zarr3", "jpeg"],
+    ids=["precomputed", "zarr"],
 )
 def test_each_format_takes_no_more_than_predicted(
     tmp_path: Path, dtype: str, factor: Vec | None, write: Callable[[Path, np.ndarray], Path]

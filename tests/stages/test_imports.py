@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from numpy.testing import assert_array_equal
 from tests.storage.test_chunked import SHARDING, n5, plain_zarr, precomputed
+from tests.storage.test_sources import jpeg_folder
 
 import neuroshed
 from neuroshed.engine.config import ClusterConfig
@@ -295,10 +296,13 @@ def test_what_cannot_be_imported_is_refused_when_planned(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [*SOURCES, "jpeg"])
 @pytest.mark.parametrize("intensity", [None, (0.0, 200.0)])
 def test_memory_stays_within_the_prediction(tmp_path, name, intensity):
-    source = SOURCES[name](tmp_path, labels("uint16", (32, 256, 256)))
+    if name == "jpeg":
+        source = jpeg_folder(tmp_path / "jpegs", labels("uint8", (32, 256, 256)))
+    else:
+        source = SOURCES[name](tmp_path, labels("uint16", (32, 256, 256)))
     stage = plan(tmp_path, source, intensity=intensity, block_shape=(32, 128, 256))
     stage.prepare()
     stage.run("", (0, 0, 0))

@@ -15,11 +15,14 @@ import tensorstore
 import zarr
 from numpy.testing import assert_array_equal
 
+import neuroshed
+from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box
 from neuroshed.storage import chunked
 from neuroshed.storage.locations import Location
 from neuroshed.storage.sources import Source, open_source
+from neuroshed.storage.volumes import open_volume
 
 SHAPE = (20, 34, 45)
 BOXES = [Box.of_shape(SHAPE), Box((3, 17, 5), (9, 34, 44)), Box((19, 33, 44), SHAPE)]
@@ -306,6 +309,10 @@ def test_in_buckets_and_on_web_servers(tmp_path: Path, name: str, bucket: Locati
             (bucket / f"tree/a/{file.relative_to(path)}").put(file.read_bytes())
     same(open_source(bucket / "tree/a"), data)
     same(open_source(f"{server}/volume"), data)
+    for number, place in enumerate((f"{server}/volume", str(bucket / "tree/a"))):
+        cluster = ClusterConfig.model_validate("in-process:1")
+        found = neuroshed.import_volume(place, tmp_path / f"{number}.zarr", (1, 1, 1), cluster=cluster)
+        assert_array_equal(open_volume(found).read(BOXES[0]), data)
     for nowhere in (f"{server}/nothing", bucket / "nothing"):
         with pytest.raises(InputError, match="there is no Zarr, N5 or precomputed volume at "):
             open_source(nowhere)

@@ -36,8 +36,8 @@ def test_blocks_of_a_part_are_those_of_the_whole(
     part = Part.of(source, BOX, factor, None)
     expected = (mean if dtype == "uint8" else mode)(data[BOX.slices()], factor)
     assert part.shape == expected.shape
-    for voxels in (1, 400, 1 << 25):
-        monkeypatch.setattr(parts, "PIECE_VOXELS", voxels)
+    for size in (1, 800, 1 << 25):
+        monkeypatch.setattr(parts, "PIECE_BYTES", size)
         assert_array_equal(part.read(Box.of_shape(part.shape)), expected, strict=True)
         grid = Grid(Box.of_shape(part.shape), (3, 8, 7))
         for index in grid:

@@ -15,8 +15,8 @@ from neuroshed.kernels import downsample
 from neuroshed.storage.sources import Source
 from neuroshed.storage.spacing import VoxelSize
 
-PIECE_VOXELS = 1 << 25
-"""So many voxels of the source are downsampled at once, or one window of what is decoded at once."""
+PIECE_BYTES = 32 << 20
+"""So much of the source is downsampled at once, or windows of what is decoded at once if that is larger."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Part:
         return out
 
     def _pieces(self, box: Box) -> Grid:
-        return divided(box, self.unit, PIECE_VOXELS // math.prod(self.factor))
+        return divided(box, self.unit, PIECE_BYTES // self.source.stored_dtype.itemsize // math.prod(self.factor))
 
     def read_bytes(self, shape: Vec) -> int:
         """Upper bound in bytes of what `read` takes at its peak, its result included, for a box of `shape`."""
