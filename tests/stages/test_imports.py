@@ -1,8 +1,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 import tracemalloc
 
 import h5py
@@ -10,17 +8,20 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from numpy.testing import assert_array_equal
 from tests.storage.test_chunked import SHARDING, n5, plain_zarr, precomputed
 from tests.storage.test_sources import jpeg_folder
 
 import neuroshed
+from neuroshed.cli import main
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, RunFailedError, WorkflowError
 from neuroshed.geometry import Box
 from neuroshed.kernels import downsample
 from neuroshed.stages.imports import Import, default_block_shape
 from neuroshed.storage.parts import Part
+from neuroshed.storage.readers import Reader
 from neuroshed.storage.sources import open_source
 from neuroshed.storage.volumes import open_volume
 
@@ -199,14 +200,13 @@ def test_chunks_of_others_in_a_box_and_downsampled(tmp_path, name, dtype):
         neuroshed.import_volume(source, source / "b.zarr")
 
 
-def test_the_command_with_processes_of_its_own(tmp_path):
+def test_the_command(tmp_path):
     data = labels("uint8", (20, 130, 150)) // 50
     source, target = CHUNKED["n5"](tmp_path, data), tmp_path / "b.zarr"
-    words = "--box 2 3 10 20 130 141 --downsample 2 2 2 --labels --offset 1 2 3 --block 8 64 64 --cluster local:1"
-    command = [sys.executable, "-m", "neuroshed", "import", str(source), str(target), *words.split()]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    words = "--box 2 3 10 20 130 141 --downsample 2 2 2 --labels --offset 1 2 3 --block 8 64 64 --cluster in-process:1"
+    told = CliRunner().invoke(main, ["import", str(source), str(target), *words.split()])
+    assert told.exit_code == 0, told.output
     assert f"voxel size 80 x 8 x 8 nm, by what {source} says\nwrote {target}\n" in told.stdout
-    assert "tensorstore" not in told.stderr
     volume = open_volume(target)
     assert volume.offset == (1 + 40 * 2.5, 2 + 4 * 3.5, 3 + 4 * 10.5)
     assert_array_equal(volume.read(volume.box), downsample.mode(data[2:20, 3:130, 10:141], (2, 2, 2)), strict=True)
@@ -318,7 +318,9 @@ def test_memory_stays_within_the_prediction(tmp_path, name, intensity):
 
 
 class Shaped:
-    """A source without voxels."""
+    """A source without voxels, which says nothing of labels."""
+
+    reader = Reader
 
     def __init__(self, shape, unit, dtype):
         self.shape, self.unit, self.dtype, self.stored_dtype = shape, unit, np.dtype(dtype), np.dtype(dtype)

@@ -21,6 +21,7 @@ from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box
 from neuroshed.storage import chunked
 from neuroshed.storage.locations import Location
+from neuroshed.storage.parts import Part
 from neuroshed.storage.sources import Source, open_source
 from neuroshed.storage.volumes import open_volume
 
@@ -166,6 +167,26 @@ def test_sizes_and_places_of_precomputed(tmp_path: Path) -> None:
     assert (half.voxel_size, half.offset) == ((40.0, 16.0, 8.0), (280.0, 4.0, 402.0))
     with pytest.raises(InputError, match=r"no scale 'x'; there are: fine \[45, 34, 20\], coarse \[23, 17, 20\]"):
         open_source(path, "x")
+
+
+def test_sources_that_say_what_their_voxels_are(tmp_path: Path) -> None:
+    small = voxels("uint16")
+    segmentation = precomputed(tmp_path / "segmentation", small, encoding="raw")
+    info = json.loads((segmentation / "info").read_text())
+    (segmentation / "info").write_text(json.dumps(info | {"type": "segmentation"}))
+    grown = ome(tmp_path / "labels", [small], 3)
+    group = zarr.open_group(grown, mode="r+")
+    group.attrs["ome"] = group.attrs["ome"] | {"image-label": {}}
+    for path, labels in (
+        (segmentation, True),
+        (grown, True),
+        (ome(tmp_path / "image", [voxels("uint32")], 2), None),
+        (precomputed(tmp_path / "image32", voxels("uint16")), False),
+    ):
+        source = open_source(path)
+        assert source.reader.labels is labels
+        assert Part.of(source, None, None, None).labels is (labels is not False)
+        assert Part.of(source, None, None, False).labels is False
 
 
 def test_datasets_of_n5(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Import(Stage):
         """Plan an import; looks at every section's header.
 
         `voxel_size` and `offset` are the source's, whatever is taken of it; what is left out is taken from the source.
-        `labels` None: integers of more than 16 bits are labels.
+        `labels` None: as `Part.of` has it.
 
         Raises `InputError` for what cannot be imported.
         """

@@ -150,6 +150,7 @@ class PrecomputedSource(_Tensor):
         told = spacing.of_precomputed(sizes[key], sizes[finest], scales[key].get("voxel_offset", [0, 0, 0]))
         if told is not None:
             self.voxel_size, self.offset = told
+        self.labels = {"segmentation": True, "image": False}.get(str(info.get("type")))
         self.metadata = (path / "info",)
         self.description = f"precomputed scale {key} ({scales[key].get('encoding')})"
 
@@ -183,6 +184,7 @@ class ZarrSource(_InPieces):
         self.cache_bytes = volume.read_bytes(self._piece_shape)
         if placed:
             self.voxel_size, self.offset = volume.voxel_size, volume.offset
+            self.labels = "image-label" in _ome_attributes(volume.path) or None
         else:
             self.voxel_size = spacing.of_hdf5(dict(volume.array.attrs))
         array = at(volume.path, volume.array.path)
@@ -213,11 +215,17 @@ def _open_zarr(path: Location, dataset: str | None) -> tuple[Volume, bool]:
 
 def _levels(group: Location) -> list[str]:
     """Names of the arrays of an OME-Zarr image, finest first; none if it is no image."""
-    attributes = (read_json(group / "zarr.json") or {}).get("attributes") or read_json(group / ".zattrs") or {}
     try:
-        return [level["path"] for level in attributes.get("ome", attributes)["multiscales"][0]["datasets"]]
+        return [level["path"] for level in _ome_attributes(group)["multiscales"][0]["datasets"]]
     except (LookupError, TypeError, AttributeError):
         return []
+
+
+def _ome_attributes(group: Location) -> dict[str, Any]:
+    """What a group says by the rules of OME-Zarr 0.5 or 0.4, or all of its attributes."""
+    attributes = (read_json(group / "zarr.json") or {}).get("attributes") or read_json(group / ".zattrs") or {}
+    found: dict[str, Any] = attributes.get("ome", attributes)
+    return found
 
 
 def _zarr_shape(folder: Location) -> Any:

@@ -33,7 +33,8 @@ class Part:
 
     @classmethod
     def of(cls, source: Source, box: Box | None, factor: Vec | None, labels: bool | None) -> Part:
-        """Without a box all of it. Integers of more than 16 bits are labels, if it is not said.
+        """Without a box all of it. If it is not said whether voxels are `labels`, the source says it (precomputed, and
+        OME-Zarr of labels), or else integers of more than 16 bits are.
 
         Raises `InputError` for a box that is not in the source and factors below 1.
         """
@@ -43,7 +44,8 @@ class Part:
             raise InputError(f"box {used} is empty or not inside {source.path}, which has voxels {whole}")
         if min(sides) < 1:
             raise InputError(f"downsampling by {list(sides)} is not possible; factors are whole numbers from 1 (z y x)")
-        return cls(source, used, sides, source.dtype.itemsize > 2 if labels is None else labels)
+        told = source.reader.labels if labels is None else labels
+        return cls(source, used, sides, source.dtype.itemsize > 2 if told is None else told)
 
     @property
     def shape(self) -> Vec:

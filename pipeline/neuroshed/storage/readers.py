@@ -27,6 +27,8 @@ class Reader(Protocol):
     """As the file tells it, in nm, z y x."""
     offset: Place | None = None
     """Place of the first voxel as the file tells it, in nm, z y x."""
+    labels: bool | None = None
+    """Whether the voxels are labels, and no image, if the file says."""
     metadata: tuple[Location, ...] = ()
     """Of a volume of many files, those that describe it: they stand for all of them."""
 

@@ -43,8 +43,8 @@ def import_volume(
     (low, high) rescales to uint8, as floating-point images need.
 
     `box` takes a part of the source. `downsample` (z, y, x) makes windows of so many voxels one, their mean, or with
-    `labels` the most frequent (the smallest of several); None takes integers of more than 16 bits for labels. The new
-    volume's offset is where the centre of its first voxel is.
+    `labels` the most frequent (the smallest of several). None: what the source says (precomputed, and OME-Zarr of
+    labels), else integers of more than 16 bits are labels. The new volume's offset is the centre of its first voxel.
 
     The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError` for a
     source that cannot be imported, `WorkflowError` if the target is there already.
