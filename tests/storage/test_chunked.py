@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.testing import assert_array_equal
 import neuroshed
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, WorkflowError
-from neuroshed.geometry import Box
+from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.storage import chunked
 from neuroshed.storage.locations import Location
 from neuroshed.storage.parts import Part
@@ -167,6 +168,52 @@ def test_sizes_and_places_of_precomputed(tmp_path: Path) -> None:
     assert (half.voxel_size, half.offset) == ((40.0, 16.0, 8.0), (280.0, 4.0, 402.0))
     with pytest.raises(InputError, match=r"no scale 'x'; there are: fine \[45, 34, 20\], coarse \[23, 17, 20\]"):
         open_source(path, "x")
+
+
+def by_hand(folder: Path, data: np.ndarray, sides: Vec, file: Callable[[Box, Vec], str], head: Any) -> None:
+    """Blocks as the specifications have them: x runs fastest, those at the end are cut."""
+    grid = Grid(Box.of_shape(data.shape), sides)
+    for index in grid:
+        box = grid.block_box(index)
+        place = folder / file(box, index)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(head(box, data[box.slices()].tobytes()))
+
+
+def test_files_by_the_letter_of_the_specifications(tmp_path: Path) -> None:
+    """Of https://github.com/saalfeldlab/n5 and Neuroglancer's precomputed/volume.md, written without a library."""
+    data = np.random.default_rng(2).integers(0, 1 << 16, SHAPE).astype(np.uint16)
+    attributes = {"dimensions": SHAPE[::-1], "blockSize": [16, 8, 10], "dataType": "uint16"}
+    (tmp_path / "a.n5").mkdir()
+    (tmp_path / "a.n5/attributes.json").write_text(json.dumps(attributes | {"compression": {"type": "gzip"}}))
+    by_hand(
+        tmp_path / "a.n5",
+        data.astype(">u2"),
+        (10, 8, 16),
+        lambda box, index: "/".join(map(str, index[::-1])),
+        lambda box, block: struct.pack(">HHIII", 0, 3, *box.shape[::-1]) + gzip.compress(block),
+    )
+    same(open_source(tmp_path / "a.n5"), data)
+    scale = {"key": "k", "size": SHAPE[::-1], "resolution": [4, 8, 40], "chunk_sizes": [[16, 8, 10]], "encoding": "raw"}
+    start = (2, 100, 30)
+    info = {
+        "data_type": "uint16",
+        "num_channels": 1,
+        "type": "image",
+        "scales": [scale | {"voxel_offset": start[::-1]}],
+    }
+    by_hand(
+        tmp_path / "b" / "k",
+        data,
+        (10, 8, 16),
+        lambda box, index: "_".join(
+            f"{a + s}-{b + s}" for a, b, s in zip(box.start[::-1], box.stop[::-1], start[::-1], strict=True)
+        ),
+        lambda box, block: block,
+    )
+    (tmp_path / "b" / "info").write_text(json.dumps(info))
+    same(open_source(tmp_path / "b"), data)
+    assert open_source(tmp_path / "b").offset == (80.0, 800.0, 120.0)
 
 
 def test_sources_that_say_what_their_voxels_are(tmp_path: Path) -> None:

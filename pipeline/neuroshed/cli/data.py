@@ -78,8 +78,8 @@ def init(name: str, target: str | None) -> None:
 @click.option(
     "--labels/--image",
     default=None,
-    help="Downsample to the most frequent label, or to the mean. Default: what SOURCE says of itself, else 8 and 16 bits "
-    "are images, more are labels.",
+    help="Downsample to the most frequent label, or to the mean. Default: what SOURCE says of itself, else images have "
+    "8 or 16 bits, labels more.",
 )
 @click.option("--range", "intensity", type=float, nargs=2, metavar="LOW HIGH", help="Rescale these values to 0..255.")
 @click.option("--block", type=int, default=None, nargs=3, metavar="Z Y X", help="Voxels of one task and file.")
