@@ -5,7 +5,6 @@ its work.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from neuroshed.engine.progress import Watcher
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.evaluate import score_table
-from neuroshed.stages.imports import Import
-from neuroshed.storage.files import sync_path
 from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.locations import Location
 from neuroshed.workflow import clean as cleaning
@@ -29,6 +26,7 @@ from neuroshed.workflow import run as runs_
 from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
+from neuroshed.workflow.importing import import_volume as import_volume
 from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.slurm_job import launcher_for
 
@@ -222,48 +220,6 @@ def init(name: str, target: PathLike) -> Path:
     except OSError as error:
         raise WorkflowError(f"{path} cannot be written ({error.strerror}); choose another place") from error
     return path
-
-
-def import_volume(
-    source: PathLike,
-    target: PathLike,
-    voxel_size: tuple[float, float, float] | None = None,
-    *,
-    dataset: str | None = None,
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    intensity: tuple[float, float] | None = None,
-    block_shape: Vec | None = None,
-    cluster: ClusterConfig | None = None,
-    watch: Watcher = quiet,
-) -> Path:
-    """Bring a TIFF, HDF5, PNG, MRC or NumPy volume in as OME-Zarr, block by block; returns the path of the new volume.
-
-    `voxel_size` and `offset` are in nm, z y x; the first is that of the source if it is left out. `intensity` (low,
-    high) rescales to uint8, as floating-point images need. The volume appears under its name when it is whole. Broken
-    off, the same call goes on. Raises `InputError` for a source that cannot be imported, `WorkflowError` if the target
-    is there already.
-    """
-    goal = Location.of(target).local
-    if goal.exists():
-        raise WorkflowError(f"target {goal} exists already; choose another or remove it")
-    # Beside the target, so that a second call finds what the first one did, and gone at the end.
-    run_folder = goal.with_name(f".{goal.name}.import")
-    stage = Import.of(
-        Location.of(run_folder),
-        Path(source).expanduser(),
-        goal.name,
-        voxel_size,
-        offset=offset,
-        dataset=dataset,
-        intensity=intensity,
-        block_shape=block_shape,
-    )
-    options = Options(cluster=cluster or ClusterConfig(), watch=watch)
-    runs_.run_stages(stage.run_folder, [stage], options, again="the same import goes on")
-    stage.target.local.rename(goal)
-    sync_path(goal.parent)
-    shutil.rmtree(run_folder)
-    return goal
 
 
 def evaluate(

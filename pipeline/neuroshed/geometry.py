@@ -6,6 +6,7 @@ All boxes are half-open and all triples are z, y, x in voxels.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -179,6 +180,21 @@ class Grid:
         while len(levels[-1]) > 1:
             levels.append(levels[-1].parent())
         return levels
+
+
+def divided(box: Box, unit: Vec, most: int) -> Grid:
+    """Pieces of a box that are whole multiples of `unit` from the origin, of at most `most` voxels or of one unit.
+
+    >>> divided(Box((1, 0, 0), (9, 9, 9)), (2, 4, 4), 256).block_shape
+    (8, 8, 4)
+    """
+    shape = [*unit]
+    while 2 * math.prod(shape) <= most:
+        short = [axis for axis in range(3) if shape[axis] < box.stop[axis]]
+        if not short:
+            break
+        shape[min(short, key=lambda axis: shape[axis])] *= 2
+    return Grid(box, (shape[0], shape[1], shape[2]))
 
 
 def meeting_level(a: Vec, b: Vec) -> int:

@@ -423,7 +423,7 @@ def test_a_real_stage_is_loaded_by_its_file(stage: Import) -> None:
     assert report.done == tuple(range(8))
     assert report.figures == {"voxels": 8 * 10 * 12}
     volume = open_volume(stage.target)
-    np.testing.assert_array_equal(volume.read(volume.box), np.load(stage.source))
+    np.testing.assert_array_equal(volume.read(volume.box), np.load(stage.source.local))
 
 
 def test_a_stage_that_cannot_be_loaded_fails_every_block(stage: Import, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import threading
+from dataclasses import replace
 
 import h5py
 import imagecodecs
@@ -46,6 +47,13 @@ def png_folder(path, data):
     path.mkdir()
     for z, section in enumerate(data):
         (path / f"s_{z}.png").write_bytes(imagecodecs.png_encode(section))
+    return path
+
+
+def jpeg_folder(path, data, **options):
+    path.mkdir()
+    for z, section in enumerate(data):
+        Image.fromarray(section).save(path / f"s_{z}.{'jpg' if z else 'JPEG'}", "JPEG", **options)
     return path
 
 
@@ -209,9 +217,15 @@ def broken(tmp_path, name):
         stack(tiff_folder(path, data) / "section1.tif", data)
     elif name == "not-a-png":
         (png_folder(path, data) / "s_1.png").write_bytes(b"GIF89a" + bytes(40))
-    elif name == "zarr":
-        path.mkdir()
-        (path / "zarr.json").write_text("{}")
+    elif name in ("rgb-jpeg", "cmyk-jpeg"):
+        mode = name.partition("-")[0].upper()
+        Image.new(mode, (70, 50)).save(jpeg_folder(path, data) / "s_3.jpg")
+    elif name == "lossless-jpeg":
+        (jpeg_folder(path, data) / "s_2.jpg").write_bytes(
+            imagecodecs.ljpeg_encode(data[0].astype(np.uint16), bitspersample=12)
+        )
+    elif name == "not-a-jpeg":
+        (jpeg_folder(path, data) / "s_1.jpg").write_bytes(b"\xff\xd8\xff")
     return path
 
 
@@ -227,7 +241,10 @@ def broken(tmp_path, name):
         ("mixed-folder", "mixes 1 TIFF and 5 PNG"),
         ("pages-in-folder", r"section1\.tif has 5 pages; a folder takes one section a file"),
         ("not-a-png", r"s_1\.png is not a PNG"),
-        ("zarr", "is a Zarr volume already"),
+        ("rgb-jpeg", r"s_3\.jpg is a colour image; export grey"),
+        ("cmyk-jpeg", r"s_3\.jpg is a CMYK image; export grey"),
+        ("lossless-jpeg", r"s_2\.jpg is a JPEG of 12 bits \(frame C3\), which is not read"),
+        ("not-a-jpeg", r"s_1\.jpg is not a JPEG"),
     ],
 )
 def test_refuses_folders_with_the_remedy(tmp_path, name, message):
@@ -287,6 +304,22 @@ def test_a_broken_section_is_named(tmp_path):
     with pytest.raises(BlockError, match=r"s_4\.png cannot be decoded") as caught:
         source.read(Box.of_shape(SHAPE))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_sections_are_what_others_decode(tmp_path, progressive):
+    steps = np.add.outer(np.arange(12) * 9, np.add.outer(np.arange(50), np.arange(70)))
+    path = jpeg_folder(tmp_path / "jpegs", steps.astype(np.uint8), progressive=progressive)
+    expected = np.stack([np.asarray(Image.open(path / f"s_{z}.{'jpg' if z else 'JPEG'}")) for z in range(12)])
+    source = open_source(path)
+    assert "folder of 12 JPEG sections" in source.description
+    box = Box((2, 7, 16), (12, 40, 60))
+    assert_array_equal(source.read(box), expected[box.slices()])
+    whole = (path / "s_4.jpg").read_bytes()
+    for part in (len(whole) // 2, len(whole) - 2):
+        (path / "s_4.jpg").write_bytes(whole[:part])
+        with pytest.raises(BlockError, match=r"s_4\.jpg cannot be decoded \(the file ends too early\)"):
+            open_source(path).read(box)
 
 
 def test_without_the_check_sections_are_checked_when_read(tmp_path):
@@ -382,8 +415,9 @@ def test_sources_are_never_changed(tmp_path, name):
 
 def test_neighbouring_blocks_decode_a_section_once(tmp_path, monkeypatch):
     decoded = []
-    decode = sections._decode_png
-    monkeypatch.setattr(sections, "_decode_png", lambda file: decoded.append(file.name) or decode(file))
+    decode = sections.PNG.decode
+    counted = replace(sections.PNG, decode=lambda file: decoded.append(file.name) or decode(file))
+    monkeypatch.setattr(sections, "PNG", counted)
     source = open_source(png_folder(tmp_path / "pngs", volume()))
     for x in range(0, 70, 35):
         for y in range(0, 50, 25):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import mrcfile
@@ -16,6 +17,7 @@ from neuroshed.cli import main
 from neuroshed.errors import InputError
 from neuroshed.geometry import Box
 from neuroshed.storage.sources import open_source
+from neuroshed.storage.spacing import of_n5
 
 DATA = np.random.default_rng(1).integers(0, 256, (4, 6, 8), np.uint8)
 
@@ -40,6 +42,36 @@ def test_tiffs_of_imagej_and_ome(tmp_path: Path) -> None:
         },
     )  # fmt: skip
     assert open_source(path).voxel_size == (40.0, 8.0, 4.0)
+
+
+NM = {"pixelResolution": {"unit": "nm", "dimensions": [4, 8, 40]}}
+UM = {"pixelResolution": {"unit": "um", "dimensions": [0.008, 0.016, 0.04]}}
+OPEN_ORGANELLE = {"axes": ["z", "y", "x"], "units": ["nm"] * 3, "scale": [40, 16, 8], "translate": [0, 4, 2]}
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "name", "expected"),
+    [
+        (NM, [], "raw", ((40, 8, 4), (0, 0, 0))),
+        ({"resolution": [4, 8, 40]}, [], "raw", ((40, 8, 4), (0, 0, 0))),
+        # As n5-viewer has it: the finest level's size at each level.
+        (NM | {"downsamplingFactors": [2, 2, 1]}, [{}], "s1", ((40, 16, 8), (0, 4, 2))),
+        # Each level's own.
+        (UM, [NM], "s1", ((40, 16, 8), (0, 0, 0))),
+        ({"transform": OPEN_ORGANELLE} | UM, [], "s1", ((40, 16, 8), (0, 4, 2))),
+        # Of the group.
+        ({}, [NM | {"scales": [[1, 1, 1], [2, 2, 1]]}], "s1", ((40, 16, 8), (0, 4, 2))),
+        ({}, [{}, NM], "s0", ((40, 8, 4), (0, 0, 0))),
+        ({}, [NM], "s1", None),
+        # BigDataViewer's, in units that another file tells.
+        ({"downsamplingFactors": [1, 1, 1]}, [{"resolution": [1, 1, 4], "saved_completely": True}], "s0", None),
+        ({"pixelResolution": {"dimensions": [4, 8, 40]}}, [], "raw", None),
+        ({"resolution": [4, 8]}, [], "raw", None),
+        ({}, [], "raw", None),
+    ],
+)
+def test_n5_by_its_customs(own: Any, above: list[Any], name: str, expected: Any) -> None:
+    assert of_n5([own, *above], name) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from neuroshed.cli.base import cluster_of, cluster_option, command, json_option, main
+from neuroshed.cli.base import box_of, box_option, cluster_of, cluster_option, command, json_option, main
 from neuroshed.terminal.bars import Bars
 from neuroshed.terminal.tables import print_scores
 
@@ -63,9 +63,24 @@ def init(name: str, target: str | None) -> None:
     "--voxel-size", type=float, default=None, nargs=3, metavar="Z Y X", help="nm. Default: what SOURCE says of itself."
 )
 @click.option(
-    "--offset", type=float, default=(0.0, 0.0, 0.0), nargs=3, metavar="Z Y X", help="Place of the first voxel, nm."
+    "--offset",
+    type=float,
+    default=None,
+    nargs=3,
+    metavar="Z Y X",
+    help="Place of SOURCE's first voxel, nm. Default: what SOURCE says, or 0.",
 )
-@click.option("--dataset", help="Array inside an HDF5 file.")
+@click.option("--dataset", help="Array in HDF5, N5 or Zarr, or scale of precomputed. Default: the only one or finest.")
+@box_option("Import only this box")
+@click.option(
+    "--downsample", type=int, default=None, nargs=3, metavar="Z Y X", help="Make one of so many voxels of SOURCE."
+)
+@click.option(
+    "--labels/--image",
+    default=None,
+    help="Downsample to the most frequent label, or to the mean. Default: what SOURCE says of itself, else images have "
+    "8 or 16 bits, labels more.",
+)
 @click.option("--range", "intensity", type=float, nargs=2, metavar="LOW HIGH", help="Rescale these values to 0..255.")
 @click.option("--block", type=int, default=None, nargs=3, metavar="Z Y X", help="Voxels of one task and file.")
 @cluster_option
@@ -74,15 +89,23 @@ def import_(
     source: str,
     target: str,
     voxel_size: tuple[float, float, float] | None,
-    offset: tuple[float, float, float],
+    offset: tuple[float, float, float] | None,
     dataset: str | None,
+    box: tuple[int, ...] | None,
+    downsample: tuple[int, int, int] | None,
+    labels: bool | None,
     intensity: tuple[float, float] | None,
     block: tuple[int, int, int] | None,
     cluster: str | None,
 ) -> None:
-    """Bring SOURCE (TIFF stack or folder, PNG folder, HDF5, MRC, .npy) in as the OME-Zarr volume TARGET.
+    """Bring SOURCE in as the OME-Zarr volume TARGET.
+
+    SOURCE is a TIFF stack, a folder of TIFF, PNG or JPEG sections, HDF5, MRC or .npy on disk, or Zarr, N5 or
+    Neuroglancer precomputed on disk, s3:// or https://.
 
     Example: neuroshed import stack.h5 a.zarr --dataset raw --voxel-size 10 10 10
+
+    Example: neuroshed import https://host/em.precomputed part.zarr --box 0 0 0 64 512 512 --downsample 1 2 2
     """
     from neuroshed import api
 
@@ -94,13 +117,16 @@ def import_(
             offset=offset,
             dataset=dataset,
             intensity=intensity,
+            box=box_of(box),
+            downsample=downsample,
+            labels=labels,
             block_shape=block,
             cluster=cluster_of(cluster),
             watch=bars,
         )
     if voxel_size is None:
         told = " x ".join(f"{side:g}" for side in api.volume_info(path, samples=1)["voxel_size"])
-        click.echo(f"voxel size {told} nm, as {source} says")
+        click.echo(f"voxel size {told} nm, {f'by what {source} says' if downsample else f'as {source} says'}")
     click.echo(f"wrote {path}")
 
 

@@ -1,14 +1,13 @@
-"""Volumes that come as sections: multi-page TIFF, folders of TIFF sections, folders of PNG sections.
+"""Volumes that come as sections: multi-page TIFF, folders of TIFF, PNG or JPEG sections.
 
-A section is decoded in the pieces it was compressed in (a strip or tile of a TIFF, a whole PNG), and a bounded cache
-keeps the last ones, so that neighbouring blocks of the same sections do not decode them again. Files are only read.
+A section is decoded in the pieces it was compressed in (a strip or tile of a TIFF, a whole PNG or JPEG), and a bounded
+cache keeps the last ones, so that neighbouring blocks of the same sections do not decode them again.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import struct
 import threading
 import weakref
 from collections import OrderedDict
@@ -17,21 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
+from neuroshed.storage.images import JPEG, PNG, Plane
+from neuroshed.storage.readers import Reader
 from neuroshed.storage.spacing import VoxelSize, of_imagej, of_ome
 
 # A worker keeps at most this much of decoded sections.
 CACHE_BYTES = 512 * 2**20
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-
-Plane = npt.NDArray[Any]
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_SUFFIXES = {"TIFF": _TIFF_SUFFIXES} | {image.name: image.suffixes for image in (PNG, JPEG)}
 
 
 class PieceCache:
@@ -60,7 +59,7 @@ class PieceCache:
         return piece
 
 
-class TiffStack:
+class TiffStack(Reader):
     """A multi-page TIFF (classic, BigTIFF or ImageJ), one grey page a section."""
 
     def __init__(self, path: Path) -> None:
@@ -136,7 +135,7 @@ def _voxel_size(file: Any) -> VoxelSize | None:
     return of_imagej(file.imagej_metadata, (found[0][0] / found[0][1], found[1][0] / found[1][1]))
 
 
-class SectionFolder:
+class SectionFolder(Reader):
     """A folder of sections, one grey image a file, in natural order (section 2 before section 10).
 
     Opening it looks at the header of each file, unless `check` is off.
@@ -145,7 +144,8 @@ class SectionFolder:
     def __init__(self, path: Path, *, check: bool = True) -> None:
         self._path = path
         self._files = _section_files(path)
-        self._png = self._files[0].suffix.lower() == ".png"
+        suffix = self._files[0].suffix.lower()
+        self._image = next((image for image in (PNG, JPEG) if suffix in image.suffixes), None)
         self._cache = PieceCache()
         (rows, columns), self.dtype, piece = self._header(self._files[0])
         self.shape: Vec = (len(self._files), rows, columns)
@@ -154,8 +154,7 @@ class SectionFolder:
         self._checked = {self._files[0]}
         for file in self._files if check else ():
             self._check_section(file)
-        self.description = f"folder of {len(self._files)} {'PNG' if self._png else 'TIFF'} sections"
-        self.voxel_size: VoxelSize | None = None
+        self.description = f"folder of {len(self._files)} {self._image.name if self._image else 'TIFF'} sections"
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` naming the section that cannot be decoded or differs."""
@@ -172,8 +171,8 @@ class SectionFolder:
         return out
 
     def _read_section(self, file: Path, box: Box, plane: Plane) -> None:
-        if self._png:
-            whole = self._cache.get(file, lambda: _decode_png(file))
+        if self._image:
+            whole = self._cache.get(file, partial(self._image.decode, file))
             plane[...] = whole[box.slices()[1:]]
         else:
             with tifffile.TiffFile(file) as tiff:
@@ -181,7 +180,10 @@ class SectionFolder:
 
     def _header(self, file: Path) -> tuple[tuple[int, int], np.dtype[Any], tuple[int, int]]:
         try:
-            return _png_header(file) if self._png else _tiff_header(file)
+            if self._image is None:
+                return _tiff_header(file)
+            shape, dtype = self._image.header(file)
+            return shape, dtype, shape
         except InputError:
             raise
         except Exception as error:
@@ -201,19 +203,18 @@ class SectionFolder:
 
 def _section_files(path: Path) -> list[Path]:
     """The sections of a folder in natural order; files of other kinds and hidden ones are passed over."""
-    kinds: dict[str, list[Path]] = {"TIFF": [], "PNG": []}
-    suffixes = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG"}
-    for entry in path.iterdir():
-        kind = suffixes.get(entry.suffix.lower())
-        if kind and not entry.name.startswith("."):
-            kinds[kind].append(entry)
-    if all(kinds.values()):
-        raise InputError(
-            f"folder {path} mixes {len(kinds['TIFF'])} TIFF and {len(kinds['PNG'])} PNG files; keep one kind in it"
-        )
-    files = kinds["TIFF"] or kinds["PNG"]
-    if not files:
-        raise InputError(f"folder {path} holds no sections: no .tif, .tiff or .png file is in it")
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    kinds = {
+        name: files
+        for name, suffixes in _SUFFIXES.items()
+        if (files := [entry for entry in entries if entry.suffix.lower() in suffixes])
+    }
+    if len(kinds) > 1:
+        mixture = " and ".join(f"{len(files)} {name}" for name, files in kinds.items())
+        raise InputError(f"folder {path} mixes {mixture} files; keep one kind in it")
+    if not kinds:
+        raise InputError(f"folder {path} holds no sections: no .tif, .tiff, .png, .jpg or .jpeg file is in it")
+    (files,) = kinds.values()
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
@@ -225,27 +226,6 @@ def natural_key(name: str) -> tuple[list[tuple[int, int | str]], str]:
     """
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts], name
-
-
-def _png_header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], tuple[int, int]]:
-    with file.open("rb") as handle:
-        start = handle.read(26)
-    if len(start) < 26 or not start.startswith(_PNG_START):
-        raise InputError(f"section {file} is not a PNG image; export it again")
-    columns, rows, bits, colour = struct.unpack(">IIBB", start[16:26])
-    if colour != 0:
-        kind = {2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}.get(colour, "unknown")
-        raise InputError(f"section {file} is a {kind} image; export grey sections of 8 or 16 bits")
-    if bits not in (1, 8, 16):
-        raise InputError(f"section {file} has {bits} bits a pixel; export grey sections of 8 or 16 bits")
-    return (rows, columns), np.dtype({1: "bool", 8: "uint8", 16: "uint16"}[bits]), (rows, columns)
-
-
-def _decode_png(file: Path) -> Plane:
-    data = file.read_bytes()
-    plane: Plane = imagecodecs.png_decode(data)
-    one_bit = data[24] == 1
-    return plane > 0 if one_bit else plane
 
 
 def _tiff_header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], tuple[int, int]]:

@@ -1,50 +1,33 @@
 """Foreign formats behind one interface: a shape, a type, and `read(box)`, as lazily as the format allows.
 
-`open_source` takes a multi-page TIFF, a folder of TIFF or PNG sections, an HDF5 dataset, an MRC volume or a `.npy`
-array. Nothing is read before a box is asked for, and source files are never changed. The `import` stage turns a source
-into a volume.
+`open_source` takes a multi-page TIFF, a folder of TIFF, PNG or JPEG sections, an HDF5 dataset, an MRC volume, a `.npy`
+array, and arrays of Zarr, N5 and Neuroglancer precomputed. Nothing is read before a box is asked for, and source files
+are never changed. The `import` stage turns a source into a volume.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
+from neuroshed.storage.arrays import Hdf5Source, MrcSource, NpySource
+from neuroshed.storage.chunked import open_chunked
+from neuroshed.storage.locations import Location
+from neuroshed.storage.readers import Reader
 from neuroshed.storage.sections import SectionFolder, TiffStack
-from neuroshed.storage.spacing import VoxelSize, of_hdf5, of_mrc
+from neuroshed.storage.spacing import Place, VoxelSize
 
-# Large enough to hold the chunks of a few hundred rows of a block: h5py's own default is 1 MiB.
-HDF5_CACHE_BYTES = 64 * 2**20
-
-_FORMATS = "a .tif/.tiff stack, a folder of .tif or .png sections, .h5/.hdf5/.hdf, .mrc/.rec/.map or .npy"
-
-
-class Reader(Protocol):
-    """Voxels of one format as they are stored.
-
-    `unit` is the box that has to be decoded at once, `cache_bytes` the most that is kept of decoded ones.
-    """
-
-    shape: Vec
-    dtype: np.dtype[Any]
-    unit: Vec
-    cache_bytes: int
-    description: str
-    voxel_size: VoxelSize | None
-    """As the file tells it, in nm, z y x."""
-
-    def read(self, box: Box) -> npt.NDArray[Any]:
-        """The voxels of a box inside the shape."""
+_FORMATS = (
+    "a .tif/.tiff stack, a folder of .tif, .png or .jpg sections, .h5/.hdf5/.hdf, .mrc/.rec/.map, .npy, and folders of "
+    "Zarr, N5 and Neuroglancer precomputed"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +38,7 @@ class Source:
     uint8: the low end 0, the high end 255, rounded, clipped.
     """
 
-    path: Path
+    path: Location
     reader: Reader
     dtype: np.dtype[Any]
     intensity: tuple[float, float] | None = None
@@ -84,6 +67,11 @@ class Source:
     def voxel_size(self) -> VoxelSize | None:
         """In nm, z y x, if the file tells it."""
         return self.reader.voxel_size
+
+    @property
+    def offset(self) -> Place | None:
+        """Of the first voxel in nm, z y x, if the file tells it."""
+        return self.reader.offset
 
     @property
     def description(self) -> str:
@@ -125,7 +113,7 @@ class Source:
 
 
 def open_source(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Location,
     dataset: str | None = None,
     *,
     intensity: tuple[float, float] | None = None,
@@ -133,14 +121,15 @@ def open_source(
 ) -> Source:
     """Open a volume in a foreign format.
 
-    `dataset` names the array in an HDF5 file; it may be left out if the file has one 3-D dataset. Floating-point data
-    need an `intensity` range. `check` looks at the header of every section at once; without it, a section that differs
-    from the first is found when it is read.
+    `dataset` names the array in an HDF5 file, an N5 container or a Zarr group, or the scale of a precomputed volume; it
+    may be left out where there is one, or levels of one, of which the finest is taken. Floating-point data need an
+    `intensity` range. `check` looks at the header of every section at once; without it, a section that differs from the
+    first is found when it is read.
 
     Raises `InputError` for what cannot be imported, with the remedy.
     """
-    path = Path(path).resolve()
-    if not path.exists():
+    path = Location.of(path)
+    if path.is_local and not path.local.exists():
         raise InputError(f"no source at {path}: the path does not exist; check the spelling")
     reader = _open_reader(path, dataset, check)
     if len(reader.shape) != 3 or 0 in reader.shape:
@@ -148,17 +137,23 @@ def open_source(
     return Source(path, reader, _target_dtype(path, reader.dtype, intensity), intensity)
 
 
-def _open_reader(path: Path, dataset: str | None, check: bool) -> Reader:
+def _open_reader(place: Location, dataset: str | None, check: bool) -> Reader:
+    if not (place.is_local and place.local.is_file()) and (chunked := open_chunked(place, dataset)) is not None:
+        return chunked
+    if not place.is_local:
+        raise InputError(
+            f"there is no Zarr, N5 or precomputed volume at {place}; check the spelling, and copy other formats to a "
+            "disk of this machine first"
+        )
+    path = place.local
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (".h5", ".hdf5", ".hdf"):
         return Hdf5Source(path, dataset)
     if dataset is not None:
         raise InputError(
-            f"{path} has no datasets to choose {dataset!r} from, as HDF5 files have; leave `--dataset` out"
+            f"{path} has no datasets to choose {dataset!r} from, as HDF5, Zarr and N5 have; leave `--dataset` out"
         )
     if path.is_dir():
-        if any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
-            raise InputError(f"{path} is a Zarr volume already; use it as it is, without importing it")
         return SectionFolder(path, check=check)
     if suffix in (".tif", ".tiff"):
         return TiffStack(path)
@@ -169,7 +164,7 @@ def _open_reader(path: Path, dataset: str | None, check: bool) -> Reader:
     raise InputError(f"{path} is of no known format; known are {_FORMATS}")
 
 
-def _target_dtype(path: Path, dtype: np.dtype[Any], intensity: tuple[float, float] | None) -> np.dtype[Any]:
+def _target_dtype(path: Location, dtype: np.dtype[Any], intensity: tuple[float, float] | None) -> np.dtype[Any]:
     if dtype.kind not in "buif" or dtype.itemsize > 8 or dtype == np.float16:
         raise InputError(
             f"{path} has voxels of type {dtype}; supported are bool, integers of 8 to 64 bits, float32 and float64"
@@ -182,109 +177,3 @@ def _target_dtype(path: Path, dtype: np.dtype[Any], intensity: tuple[float, floa
     if dtype.kind == "f":
         raise InputError(f"{path} has {dtype} voxels; say which intensities become 0 and 255 with `--range LOW HIGH`")
     return np.dtype(f"uint{8 * dtype.itemsize}")
-
-
-class NpySource:
-    """A NumPy `.npy` array, memory-mapped."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path} is not a readable .npy array ({reason})") from error
-        self.shape: Vec = self._array.shape
-        self.dtype = np.dtype(self._array.dtype)
-        self.unit: Vec = (1, 1, 1)
-        self.cache_bytes = 0
-        self.description = "NumPy array"
-        self.voxel_size: VoxelSize | None = None
-
-    def read(self, box: Box) -> npt.NDArray[Any]:
-        """A copy of the voxels of `box`."""
-        return np.array(self._array[box.slices()])
-
-
-class MrcSource:
-    """An MRC 2014 volume (`.mrc`, `.rec`, `.map`), memory-mapped."""
-
-    def __init__(self, path: Path) -> None:
-        import mrcfile
-
-        try:
-            with warnings.catch_warnings():
-                # A file that is longer than it says, or of an older format.
-                warnings.simplefilter("ignore", RuntimeWarning)
-                file = mrcfile.mmap(path, mode="r", permissive=False)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path} is not a readable MRC file ({str(error).splitlines()[0]})") from error
-        self._array = file.data
-        self.shape: Vec = self._array.shape
-        self.dtype = np.dtype(self._array.dtype)
-        self.unit: Vec = (1, 1, 1)
-        self.cache_bytes = 0
-        self.description = "MRC volume"
-        header = file.header
-        cell = [float(header.cella[axis]) for axis in "xyz"]
-        self.voxel_size = of_mrc(cell, [int(header[f"m{axis}"]) for axis in "xyz"])
-
-    def read(self, box: Box) -> npt.NDArray[Any]:
-        """A copy of the voxels of `box`."""
-        return np.array(self._array[box.slices()])
-
-
-class Hdf5Source:
-    """One dataset of an HDF5 file."""
-
-    def __init__(self, path: Path, dataset: str | None) -> None:
-        try:
-            # Locks are for writers; read-only file systems refuse them.
-            file = h5py.File(path, "r", locking=False, rdcc_nbytes=HDF5_CACHE_BYTES)
-            self._array = _choose_dataset(path, file, dataset)
-        except OSError as error:
-            raise InputError(f"{path} is not a readable HDF5 file ({str(error).splitlines()[0]})") from error
-        self._path = path
-        self.shape: Vec = self._array.shape
-        self.dtype = np.dtype(self._array.dtype)
-        self.unit: Vec = self._array.chunks or (1, 1, 1)
-        self.cache_bytes = HDF5_CACHE_BYTES + math.prod(self.unit) * self.dtype.itemsize
-        self.description = f"HDF5 dataset {self._array.name}"
-        self.voxel_size = of_hdf5(self._array.attrs)
-
-    def read(self, box: Box) -> npt.NDArray[Any]:
-        """The voxels of `box`. Raises `BlockError` for a chunk that cannot be decoded."""
-        try:
-            return np.asarray(self._array[box.slices()])
-        except OSError as error:
-            raise BlockError(
-                f"box {box} of {self._array.name} in {self._path} cannot be decoded ({str(error).splitlines()[0]})"
-            ) from error
-
-
-def _choose_dataset(path: Path, file: Any, dataset: str | None) -> Any:
-    found: dict[str, Any] = {}
-    file.visititems(lambda name, node: found.update({name: node}) if isinstance(node, h5py.Dataset) else None)
-    listing = ", ".join(f"{name} {list(node.shape or ())} {node.dtype}" for name, node in found.items()) or "none"
-    if dataset is None:
-        volumes = [name for name, node in found.items() if node.ndim == 3]
-        if len(volumes) != 1:
-            raise InputError(f"{path} has {len(volumes)} 3-D datasets; choose with `--dataset` (there are: {listing})")
-        dataset = volumes[0]
-    node = found.get(dataset.strip("/"))
-    if node is None:
-        raise InputError(f"{path} has no dataset {dataset!r}; there are: {listing}")
-    if node.ndim != 3:
-        raise InputError(f"{path} has no 3-D (z, y, x) dataset {dataset!r}; there are: {listing}")
-    _check_filters(path, node)
-    return node
-
-
-def _check_filters(path: Path, node: Any) -> None:
-    properties = node.id.get_create_plist()
-    for number in range(properties.get_nfilters()):
-        code, _, _, name = properties.get_filter(number)
-        if not h5py.h5z.filter_avail(code):
-            raise InputError(
-                f"{path} is compressed with the HDF5 filter {code} ({name.decode(errors='replace').splitlines()}), "
-                "which is not installed; rewrite it with `h5repack -f GZIP=4`"
-            )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 VoxelSize = tuple[float, float, float]
+Place = tuple[float, float, float]
+Placed = tuple[VoxelSize, Place] | None
 
 NANOMETRES = {
     "pm": 1e-3, "picometer": 1e-3,
@@ -73,6 +76,83 @@ def of_imagej(metadata: Mapping[str, Any], per_unit: tuple[float, float]) -> Vox
     if unit is None or "spacing" not in metadata or min(per_unit) <= 0:
         return None
     return _checked([metadata["spacing"], *(1 / count for count in per_unit)], unit)
+
+
+def of_precomputed(resolution: Sequence[float], finest: Sequence[float], voxel_offset: Sequence[int]) -> Placed:
+    """By a scale of Neuroglancer precomputed (nm, x y z), where offsets are of corners; ours are of the first voxel's
+    centre, seen from the centre of a voxel of the finest scale.
+
+    >>> of_precomputed([8, 8, 40], [4, 4, 40], [5, 0, 1])
+    ((40.0, 8.0, 8.0), (40.0, 2.0, 42.0))
+    """
+    x, y, z = (
+        corner * side + (side - base) / 2 for side, base, corner in zip(resolution, finest, voxel_offset, strict=True)
+    )
+    size = _checked(list(resolution)[::-1], 1.0)
+    return (size, (z, y, x)) if size else None
+
+
+def of_n5(attributes: Sequence[Mapping[str, Any]], name: str) -> Placed:
+    """By the attributes (x y z) of an N5 dataset of that name, followed by those of the folders above it.
+
+    The dataset's `transform` (OpenOrganelle) tells all; else its voxels are `downsamplingFactors` times as large as the
+    `pixelResolution` (with its unit) or `resolution` (nm) that the dataset has, or a folder above it.
+
+    >>> whole = {"pixelResolution": {"unit": "um", "dimensions": [0.004, 0.004, 0.04]}}
+    >>> of_n5([{"downsamplingFactors": [2, 2, 1]}, whole], "s1")
+    ((40.0, 8.0, 8.0), (0.0, 2.0, 2.0))
+    >>> of_n5([{}, whole], "s0"), of_n5([{}, whole], "s1")
+    (((40.0, 4.0, 4.0), (0.0, 0.0, 0.0)), None)
+    """
+    own = attributes[0]
+    if (found := _by_transform(own.get("transform"))) is not None:
+        return found
+    for depth, told in enumerate(attributes):
+        if (finest := _resolution(told)) is None:
+            continue
+        factors = _factors(own.get("downsamplingFactors"))
+        if factors is None and depth and re.fullmatch("s[0-9]+", name):
+            scales = told.get("scales") or told.get("downsamplingFactors") or [[1, 1, 1]]
+            level = int(name[1:])
+            factors = _factors(scales[level]) if isinstance(scales, list) and level < len(scales) else None
+            if factors is None:
+                return None
+        z, y, x = (finest[axis] * (factors or (1, 1, 1))[axis] for axis in range(3))
+        place = [(coarse - fine) / 2 for coarse, fine in zip((z, y, x), finest, strict=True)]
+        size = _checked((z, y, x), 1.0)
+        return (size, (place[0], place[1], place[2])) if size else None
+    return None
+
+
+def _resolution(attributes: Mapping[str, Any]) -> VoxelSize | None:
+    found = attributes.get("pixelResolution")
+    if isinstance(found, Mapping):
+        unit = NANOMETRES.get(str(found.get("unit", "")).lower())
+        return _checked(_turned(found.get("dimensions")), unit) if unit else None
+    # BigDataViewer's has its unit in another file.
+    if "resolution" in attributes and "saved_completely" not in attributes:
+        return _checked(_turned(attributes["resolution"]), 1.0)
+    return None
+
+
+def _turned(values: Any) -> Any:
+    return values[::-1] if isinstance(values, list) else values
+
+
+def _factors(values: Any) -> VoxelSize | None:
+    return _checked(_turned(values), 1.0)
+
+
+def _by_transform(transform: Any) -> Placed:
+    """OpenOrganelle's, whose axes stand in the order that it names."""
+    try:
+        order = [list(transform["axes"]).index(axis) for axis in "zyx"]
+        units = [NANOMETRES[transform["units"][axis].lower()] for axis in order]
+        size = _checked([transform["scale"][axis] * unit for axis, unit in zip(order, units, strict=True)], 1.0)
+        z, y, x = (float(transform["translate"][axis]) * unit for axis, unit in zip(order, units, strict=True))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return (size, (z, y, x)) if size else None
 
 
 def _checked(sides: Any, unit: float) -> VoxelSize | None:

@@ -1,0 +1,77 @@
+"""Volumes of others to ours: an import is a run of one stage beside its target, and nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from neuroshed.engine.config import ClusterConfig
+from neuroshed.engine.coordinator import Options
+from neuroshed.engine.progress import Watcher
+from neuroshed.errors import WorkflowError
+from neuroshed.geometry import Box, Vec
+from neuroshed.stages.imports import Import
+from neuroshed.storage.files import sync_path
+from neuroshed.storage.locations import Location
+from neuroshed.workflow.run import run_stages
+
+
+def _quiet(progress: object) -> None: ...
+
+
+def import_volume(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    voxel_size: tuple[float, float, float] | None = None,
+    *,
+    dataset: str | None = None,
+    offset: tuple[float, float, float] | None = None,
+    intensity: tuple[float, float] | None = None,
+    box: Box | None = None,
+    downsample: Vec | None = None,
+    labels: bool | None = None,
+    block_shape: Vec | None = None,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = _quiet,
+) -> Path:
+    """Bring a volume in as OME-Zarr, block by block; returns the path of the new volume.
+
+    `source` is a TIFF stack, a folder of TIFF, PNG or JPEG sections, HDF5, MRC or `.npy` on disk, or Zarr, N5 or
+    Neuroglancer precomputed on disk, `s3://` or `https://`; `dataset` names an array, level or scale in it.
+    `voxel_size` and `offset` of its first voxel are in nm, z y x; left out, they are what the source says. `intensity`
+    (low, high) rescales to uint8, as floating-point images need.
+
+    `box` takes a part of the source. `downsample` (z, y, x) makes windows of so many voxels one, their mean, or with
+    `labels` the most frequent (the smallest of several). None: what the source says (precomputed, and OME-Zarr of
+    labels), else integers of more than 16 bits are labels. The new volume's offset is the centre of its first voxel.
+
+    The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError` for a
+    source that cannot be imported, `WorkflowError` if the target is there already.
+    """
+    goal = Location.of(target).local
+    if goal.exists():
+        raise WorkflowError(f"target {goal} exists already; choose another or remove it")
+    if Location.of(goal).is_relative_to(Location.of(source)):
+        raise WorkflowError(f"target {goal} is in the source, which is never changed; choose another place")
+    # Beside the target, so that a second call finds what the first one did, and gone at the end.
+    run_folder = goal.with_name(f".{goal.name}.import")
+    stage = Import.of(
+        Location.of(run_folder),
+        source,
+        goal.name,
+        voxel_size,
+        offset=offset,
+        dataset=dataset,
+        intensity=intensity,
+        box=box,
+        downsample=downsample,
+        labels=labels,
+        block_shape=block_shape,
+    )
+    options = Options(cluster=cluster or ClusterConfig(), watch=watch)
+    run_stages(stage.run_folder, [stage], options, again="the same import goes on")
+    stage.target.local.rename(goal)
+    sync_path(goal.parent)
+    shutil.rmtree(run_folder)
+    return goal
