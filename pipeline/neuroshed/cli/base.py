@@ -16,6 +16,7 @@ import click
 from neuroshed import __version__
 from neuroshed.engine.control import Control, Wish, on_signals
 from neuroshed.errors import NeuroshedError
+from neuroshed.geometry import Box
 from neuroshed.interrupts import interrupt, raised
 from neuroshed.terminal.bars import Bars
 
@@ -88,6 +89,16 @@ settings_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of the workflow."
 )
 run_argument = click.argument("run_folder", metavar="RUN")
+
+
+def box_option(purpose: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--box`, with what it is for."""
+    return click.option("--box", type=int, nargs=6, metavar="Z0 Y0 X0 Z1 Y1 X1", help=f"{purpose} (half-open, voxels).")
+
+
+def box_of(numbers: tuple[int, ...] | None) -> Box | None:
+    """The box that `--box` names; None if it was left out."""
+    return Box((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])) if numbers else None
 
 
 def cluster_of(word: str | None) -> Any:

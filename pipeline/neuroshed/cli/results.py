@@ -6,8 +6,17 @@ from typing import Any
 
 import click
 
-from neuroshed.cli.base import cluster_of, cluster_option, command, json_option, main, run_argument, show
-from neuroshed.geometry import Box
+from neuroshed.cli.base import (
+    box_of,
+    box_option,
+    cluster_of,
+    cluster_option,
+    command,
+    json_option,
+    main,
+    run_argument,
+    show,
+)
 from neuroshed.terminal.bars import Bars
 from neuroshed.terminal.tables import (
     print_cleaned,
@@ -63,7 +72,7 @@ def verify(run_folder: str, blocks: int, everything: bool, seed: int, cluster: s
 @main.command()
 @click.argument("segmentation")
 @click.argument("truth")
-@click.option("--box", type=int, nargs=6, metavar="Z0 Y0 X0 Z1 Y1 X1", help="Score only this box (half-open, voxels).")
+@box_option("Score only this box")
 @cluster_option
 @json_option
 @command
@@ -74,7 +83,7 @@ def evaluate(segmentation: str, truth: str, box: tuple[int, ...] | None, cluster
     """
     from neuroshed import api
 
-    region = _box(box)
+    region = box_of(box)
     with Bars() as bars:
         scores = api.evaluate(segmentation, truth, box=region, cluster=cluster_of(cluster), watch=bars)
     show(scores, as_json, lambda found: print_scores({"": found}))
@@ -84,7 +93,7 @@ def evaluate(segmentation: str, truth: str, box: tuple[int, ...] | None, cluster
 @run_argument
 @click.argument("truth")
 @click.option("--threshold", "thresholds", multiple=True, help="Score in 0..1. Repeatable. Default: 0.05, 0.1, ...")
-@click.option("--box", type=int, nargs=6, metavar="Z0 Y0 X0 Z1 Y1 X1", help="Score only this box (half-open, voxels).")
+@box_option("Score only this box")
 @click.option("--plot", help="PNG of VOI split against merge.")
 @cluster_option
 @json_option
@@ -104,14 +113,10 @@ def sweep(
     """
     from neuroshed import api
 
-    options: dict[str, Any] = {"thresholds": thresholds, "box": _box(box), "plot": plot}
+    options: dict[str, Any] = {"thresholds": thresholds, "box": box_of(box), "plot": plot}
     with Bars() as bars:
         found = api.sweep(run_folder, truth, **options, cluster=cluster_of(cluster), watch=bars)
     show(found, as_json, print_sweep)
-
-
-def _box(numbers: tuple[int, ...] | None) -> Box | None:
-    return Box((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])) if numbers else None
 
 
 @main.command()

@@ -38,7 +38,7 @@ def volume_identity(volume: Volume) -> dict[str, Any]:
         "dtype": volume.dtype.name,
         "voxel_size": list(volume.voxel_size),
         "offset": list(volume.offset),
-        "metadata_sha256": _metadata_digest(volume),
+        "metadata_sha256": metadata_digest(volume),
         "sample_sha256": sample.hexdigest(),
     }
 
@@ -70,7 +70,7 @@ def sample_boxes(shape: Vec, divisions: int = 2) -> Iterator[Box]:
         yield Box((z, y, x), (z + sides[0], y + sides[1], x + sides[2]))
 
 
-def _metadata_digest(volume: Volume) -> str:
+def metadata_digest(volume: Volume) -> str:
     """Of the array's own metadata, as it stands on disk: zarr.json (Zarr v3) or .zarray (v2)."""
     name = "zarr.json" if volume.array.metadata.zarr_format == 3 else ".zarray"
     file = volume.path / volume.array.path / name

@@ -51,6 +51,8 @@ class Volume:
     voxel_offsets: tuple[Vec, ...] | None = None
     sink: zarr.Array[Any] | None = None
     """The array to write to, of a volume that blocks write."""
+    whole: bool = False
+    """Whether every shard was written, so that one that is missing was lost."""
 
     @property
     def box(self) -> Box:
@@ -67,6 +69,12 @@ class Volume:
         """Sides of the unit of writing."""
         shards = self.array.shards or self.array.chunks
         z, y, x = (shards[axis] for axis in self.order[-3:])
+        return z, y, x
+
+    @property
+    def chunk_shape(self) -> Vec:
+        """Sides of the unit of reading."""
+        z, y, x = (self.array.chunks[axis] for axis in self.order[-3:])
         return z, y, x
 
     @property
@@ -287,6 +295,7 @@ def _describe(
         voxel_size=(size[0], size[1], size[2]),
         offset=(place[0], place[1], place[2]),
         voxel_offsets=tuple((o[0], o[1], o[2]) for o in offsets) if offsets is not None else None,
+        whole=bool(attributes.get("neuroshed", {}).get("whole", False)),
     )
 
 
@@ -299,17 +308,22 @@ def create_volume(
     voxel_size: Sequence[float],
     offset: Sequence[float] = (0.0, 0.0, 0.0),
     voxel_offsets: Sequence[Vec] | None = None,
+    channels: int | None = None,
+    whole: bool = False,
 ) -> Volume:
     """Create an OME-Zarr 0.5 image of one level at `path`, or open it for writing if the same one is there already.
 
     Affinities give `voxel_offsets`, one a channel; they are stored beside the OME metadata as `neuroshed.offsets`.
-    The volume appears under its name only when its metadata is complete.
+    Other `channels` have none. `whole` says that every block will be written, so that a shard that is not there was
+    lost; it is stored as `neuroshed.whole`. The volume appears under its name only when its metadata is complete.
 
     Raises `WorkflowError` if something else is at `path`.
     """
     path = Location.of(path)
     if not path.exists() or not (path.is_local or (path / "zarr.json").exists()):
-        new = new_metadata(path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
+        new = new_metadata(
+            path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets, channels, whole
+        )
         put_metadata(path, new)
     volume = open_volume(path)
     if volume.shape != shape or volume.dtype != np.dtype(dtype) or volume.shard_shape != shard_shape:
