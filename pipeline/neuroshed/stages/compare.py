@@ -13,7 +13,7 @@ from neuroshed.kernels.differences import Difference, Pairs, add_pairs, differen
 from neuroshed.kernels.metrics import SLICE_VOXELS
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.evaluate import PAIR_BYTES
-from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node, write_node
 from neuroshed.storage.notes import read_note, write_note
@@ -71,7 +71,9 @@ class Compare(Stage):
     def run(self, step: str, index: Vec) -> Done:
         """Compare one block."""
         box = self.grid.block_box(index)
-        left, right = (volume.read(box) for volume in self.volumes)
+        one, other = self.volumes
+        with unchanged(one, self.left_identity), unchanged(other, self.right_identity):
+            left, right = one.read(box), other.read(box)
         path = self.node_path(step, index)
         if self.labels:
             found = label_pairs(left, right)

@@ -84,11 +84,12 @@ class Volume:
 
     def read(self, box: Box, channels: int | slice | None = None) -> npt.NDArray[Any]:
         """The voxels of `box`, which must lie inside the volume: `(z, y, x)`, or `(c, z, y, x)` if it has channels, in
-        C order, the caller's to change.
+        C order and the machine's order of bytes, the caller's to change.
 
         `channels` reads only that many of the first channels, or a slice of them. Raises `BlockError` for what cannot
-        be decoded, and naming a file that is missing from a volume that blocks write: nothing is read before it is
-        written. Raises OSError as the file system does, `WorkflowError` as the object store does.
+        be decoded, and naming a file that is missing from a volume that blocks write (nothing is read before it is
+        written) or of which all was written. Raises OSError as the file system does, `WorkflowError` as the object
+        store does.
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
@@ -111,8 +112,9 @@ class Volume:
                 "else remove its stage's folder and run again"
             ) from error
         kept = self.order[-data.ndim :]
-        found = np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
-        if self.sink is not None:
+        turned = data.transpose([sorted(kept).index(axis) for axis in kept])
+        found = np.ascontiguousarray(turned, data.dtype.newbyteorder("="))
+        if self.sink is not None or self.whole:
             self._check_there(box, found)
         return found
 
@@ -126,7 +128,8 @@ class Volume:
             if self.path.is_local or not found[(..., *part)].any():
                 suspects.append(file)
         if (lost := lacking(suspects)) is not None:
-            raise BlockError(f"{lost} is missing or empty; remove its stage's folder and run again")
+            remedy = "bring it back" if self.sink is None else "remove its stage's folder and run again"
+            raise BlockError(f"{lost} is missing or empty; {remedy}")
 
     def read_bytes(self, shape: Vec, channels: int = 1) -> int:
         """Upper bound in bytes of what `read` takes at its peak, its result included, for any box of `shape`."""
