@@ -29,8 +29,11 @@ from neuroshed.workflow import run as runs_
 from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
+from neuroshed.workflow.check import volume_check as volume_check
 from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.slurm_job import launcher_for
+from neuroshed.workflow.volumes import volume_compare as volume_compare
+from neuroshed.workflow.volumes import volume_crop as volume_crop
 
 PathLike = str | os.PathLike[str]
 """A path, or text that is one or an `s3://` URL."""
@@ -350,68 +353,6 @@ def volume_info(volume: PathLike, *, samples: int = 64) -> Summary:
     from neuroshed.storage.volumes import open_volume
 
     return describe(open_volume(Location.of(volume)), samples)
-
-
-def volume_crop(
-    volume: PathLike,
-    target: PathLike,
-    box: Box | None = None,
-    *,
-    block_shape: Vec | None = None,
-    cluster: ClusterConfig | None = None,
-    watch: Watcher = quiet,
-) -> Path:
-    """Write a box of a Zarr volume (None: all) as an OME-Zarr volume of its own, with its channels, type, voxel size
-    and place in space; returns its path.
-
-    It appears under its name when it is whole; broken off, the same call goes on. Raises `InputError` for a box that is
-    not in the volume, `WorkflowError` if the target is there already.
-    """
-    from neuroshed.workflow.volumes import crop
-
-    return crop(Location.of(volume), Location.of(target), box, block_shape, cluster or ClusterConfig(), watch)
-
-
-def volume_compare(
-    left: PathLike,
-    right: PathLike,
-    *,
-    labels: bool = False,
-    cluster: ClusterConfig | None = None,
-    watch: Watcher = quiet,
-) -> Summary:
-    """Whether two Zarr volumes hold the same, however they are stored: `same`; `layout` (what differs of shape,
-    channels, voxel size, offset, type); `values_differing`, where the `first` of them is (z, y, x, after the channel if
-    there are any), and the `largest_difference`. They are not `compared` if shapes differ, or one is of floats.
-
-    With `labels` they are the same if the labels of one are those of the other by other names, 0 being 0 in both:
-    `pairs` of labels meet (that of 0 and 0 aside), `renamed` of them have two names. Else those voxels differ in which
-    labels meet that are not each other's largest overlap.
-
-    Raises `InputError` for what cannot be compared, `RunFailedError` for what cannot be read.
-    """
-    from neuroshed.workflow.volumes import compare
-
-    used = cluster or ClusterConfig(kind="in-process")
-    return compare(Location.of(left), Location.of(right), labels, used, watch)
-
-
-def volume_check(
-    volume: PathLike, *, redo: bool = False, cluster: ClusterConfig | None = None, watch: Watcher = quiet
-) -> Summary:
-    """Read every file of a Zarr volume: how many `files` it has, how many are `missing` (they read as fill values), and
-    those `damaged`: file, `kind` (missing, empty, damaged, unreadable), `reason`, and the `box` and `channels` that it
-    holds.
-
-    Files that are missing are damage where all were written: in volumes that `import` and `volume crop` made (`whole`),
-    and in those of a run where blocks are done. Of the latter `run` names folder, stage, step, the `blocks` to compute
-    again and the `commands` for it. With `redo` these are forgotten, so that `resume` computes them.
-
-    Raises `WorkflowError` for `redo` without a run, or while somebody works on it.
-    """
-    from neuroshed.workflow.check import check
-
-    return check(Location.of(volume), redo, cluster or ClusterConfig(kind="in-process"), watch)
 
 
 def check_model(model: PathLike | ForeignModel, image: PathLike, *, trust: bool = False, **predict: Any) -> Summary:

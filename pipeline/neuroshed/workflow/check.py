@@ -7,6 +7,7 @@ computed again is told to the run's journal as if their outputs had been dropped
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,20 +53,30 @@ class Writer:
         return self.step.grid.touching(box)
 
 
-def check(volume_path: Location, redo: bool, cluster: ClusterConfig, watch: Watcher) -> Summary:
-    """Read every file of a volume; returns what `api.volume_check` says.
+def _quiet(progress: object) -> None: ...
 
-    With `redo` the damaged blocks of a run are forgotten, and their files removed. Raises `WorkflowError` if there is
-    nobody to compute them again, or somebody works on the run.
+
+def volume_check(
+    volume: str | os.PathLike[str], *, redo: bool = False, cluster: ClusterConfig | None = None, watch: Watcher = _quiet
+) -> Summary:
+    """Read every file of a Zarr volume: how many `files` it has, how many are `missing` (they read as fill values), and
+    those `damaged`: file, `kind` (missing, empty, damaged, unreadable), `reason`, and the `box` and `channels` that it
+    holds.
+
+    Files that are missing are damage where all were written: in volumes that `import` and `volume crop` made (`whole`),
+    and in those of a run where blocks are done. Of the latter `run` names folder, stage, step, the `blocks` to compute
+    again and the `commands` for it. With `redo` these are forgotten, so that `resume` computes them.
+
+    Raises `WorkflowError` for `redo` without a run, or while somebody works on it.
     """
-    volume = open_volume(volume_path)
-    writer = find_writer(volume)
+    opened = open_volume(volume)
+    writer = find_writer(opened)
     if redo and writer is None:
         raise WorkflowError(
-            f"{volume.path} is not of a run, so nothing can compute it again; bring it back from where it came from"
+            f"{opened.path} is not of a run, so nothing can compute it again; bring it back from where it came from"
         )
     with scratch("check") as folder:
-        stage = Check.of(folder, volume, list_missing=volume.whole or writer is not None)
+        stage = Check.of(folder, opened, list_missing=opened.whole or writer is not None)
         run_scratch(stage, cluster, watch, "check again")
         files = missing = 0
         listed: list[Fault] = []
@@ -74,16 +85,16 @@ def check(volume_path: Location, redo: bool, cluster: ClusterConfig, watch: Watc
             listed += faults
     broken, blocks = (listed, set()) if writer is None else _of_run(writer, listed)
     told = {
-        "volume": str(volume.path),
+        "volume": str(opened.path),
         "files": files,
         "missing": missing,
         "missing_share": round(missing / files, 6),
-        "whole": volume.whole,
+        "whole": opened.whole,
         "damaged": [_row(fault) for fault in broken],
         "run": None,
     }
     if writer is not None:
-        told["run"] = _told_of_run(writer, volume.path, sorted(blocks), redo)
+        told["run"] = _told_of_run(writer, opened.path, sorted(blocks), redo)
         if redo and blocks:
             forget(writer, sorted(blocks))
     return told

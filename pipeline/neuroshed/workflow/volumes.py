@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,33 +24,59 @@ from neuroshed.workflow.run import run_stages
 from neuroshed.workflow.summary import Summary
 
 
-def crop(
-    volume: Location, target: Location, box: Box | None, block_shape: Vec | None, cluster: ClusterConfig, watch: Watcher
-) -> Path:
-    """Write a box of a volume as a volume of its own, which appears under its name when it is whole.
+def _quiet(progress: object) -> None: ...
 
-    Broken off, the same call goes on. Raises `InputError` for a source or box that cannot be, `WorkflowError` if the
-    target is there already or in the source.
+
+def volume_crop(
+    volume: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    box: Box | None = None,
+    *,
+    block_shape: Vec | None = None,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = _quiet,
+) -> Path:
+    """Write a box of a Zarr volume (None: all) as an OME-Zarr volume of its own, with its channels, type, voxel size
+    and place in space; returns its path.
+
+    It appears under its name when it is whole; broken off, the same call goes on. Raises `InputError` for a box that is
+    not in the volume, `WorkflowError` if the target is there already.
     """
-    goal = target.local
+    place, source = Location.of(target), Location.of(volume)
+    goal = place.local
     if goal.exists():
         raise WorkflowError(f"target {goal} exists already; choose another or remove it")
-    if target.is_relative_to(volume):
+    if place.is_relative_to(source):
         raise WorkflowError(f"target {goal} is in the volume, which is never changed; choose another place")
     # Beside the target, so that a second call finds what the first one did, and gone at the end.
-    run_folder = target.parent / f".{goal.name}.crop"
-    stage = Crop.of(run_folder, volume, goal.name, box, block_shape)
-    run_stages(run_folder, [stage], Options(cluster=cluster, watch=watch), again="the same crop goes on")
+    run_folder = place.parent / f".{goal.name}.crop"
+    stage = Crop.of(run_folder, source, goal.name, box, block_shape)
+    run_stages(
+        run_folder, [stage], Options(cluster=cluster or ClusterConfig(), watch=watch), again="the same crop goes on"
+    )
     stage.target.local.rename(goal)
     sync_path(goal.parent)
     run_folder.delete_tree()
     return goal
 
 
-def compare(left: Location, right: Location, labels: bool, cluster: ClusterConfig, watch: Watcher) -> Summary:
-    """Whether two volumes hold the same: `same`, and what differs (`api.volume_compare`).
+def volume_compare(
+    left: str | os.PathLike[str],
+    right: str | os.PathLike[str],
+    *,
+    labels: bool = False,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = _quiet,
+) -> Summary:
+    """Whether two Zarr volumes hold the same, however they are stored: `same`; `layout` (what differs of shape,
+    channels, voxel size, offset, type); `values_differing`, where the `first` of them is (z, y, x, after the channel if
+    there are any), and the `largest_difference`. They are not `compared` if shapes differ, or one is of floats.
 
-    Raises `InputError` for volumes that cannot be compared, `RunFailedError` if one of them cannot be read.
+    With `labels` they are the same if the labels of one are those of the other by other names, 0 being 0 in both:
+    `pairs` of labels meet (that of 0 and 0 aside), `renamed` of them have two names. Else those voxels differ in which
+    labels meet that are not each other's largest overlap.
+
+    Raises `InputError` for what cannot be compared, `RunFailedError` for what cannot be read.
     """
     both = open_volume(left), open_volume(right)
     for volume in both:
@@ -60,7 +87,13 @@ def compare(left: Location, right: Location, labels: bool, cluster: ClusterConfi
                 "without channels, or leave --labels out"
             )
     layout = _layout(*both, labels)
-    found: Summary = {"left": str(left), "right": str(right), "labels": labels, "layout": layout, "compared": True}
+    found: Summary = {
+        "left": str(both[0].path),
+        "right": str(both[1].path),
+        "labels": labels,
+        "layout": layout,
+        "compared": True,
+    }
     if both[0].shape != both[1].shape or both[0].channels != both[1].channels:
         return found | {"same": False, "compared": False}
     if (both[0].dtype.kind == "f") != (both[1].dtype.kind == "f"):
@@ -106,10 +139,11 @@ def scratch(purpose: str) -> Iterator[Location]:
         yield Location.of(folder)
 
 
-def run_scratch(stage: Stage, cluster: ClusterConfig, watch: Watcher, again: str) -> None:
-    """Run a stage whose answer is one thing and its failure another: exit codes other than 1 tell of it."""
+def run_scratch(stage: Stage, cluster: ClusterConfig | None, watch: Watcher, again: str) -> None:
+    """Run a stage, by default in this process, whose answer is one thing and its failure another: exit code 2."""
+    used = cluster or ClusterConfig(kind="in-process")
     try:
-        run_stages(stage.run_folder, [stage], Options(cluster=cluster, watch=watch), again=again)
+        run_stages(stage.run_folder, [stage], Options(cluster=used, watch=watch), again=again)
     except RunFailedError as error:
         error.exit_code = 2
         raise
