@@ -266,8 +266,15 @@ def test_being_interrupted_is_not_an_error_of_the_program(monkeypatch: pytest.Mo
     assert "what is done is kept" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["info", "crop", "compare", "check"])
+def test_every_command_about_volumes_has_an_example_and_a_function(name: str) -> None:
+    assert f"Example: neuroshed volume {name}" in call("volume", name, "--help").stdout
+    assert getattr(neuroshed, f"volume_{name}").__doc__
+
+
 def test_commands_take_no_option_that_is_not_described() -> None:
-    for command in main.commands.values():
+    groups = [command for command in main.commands.values() if isinstance(command, click.Group)]
+    for command in (*main.commands.values(), *(inner for group in groups for inner in group.commands.values())):
         for option in command.params:
             if isinstance(option, click.Option) and option.name != "start_from":
                 assert option.help, f"{command.name} {option.name}"

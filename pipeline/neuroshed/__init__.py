@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         sweep,
         train,
         verify,
+        volume_check,
+        volume_compare,
+        volume_crop,
         volume_info,
     )
     from neuroshed.geometry import Box
@@ -72,6 +75,9 @@ __all__ = [
     "sweep",
     "train",
     "verify",
+    "volume_check",
+    "volume_compare",
+    "volume_crop",
     "volume_info",
     # values and errors
     "Box",

@@ -27,8 +27,11 @@ from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
 from neuroshed.workflow.importing import import_volume as import_volume
+from neuroshed.workflow.check import volume_check as volume_check
 from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.slurm_job import launcher_for
+from neuroshed.workflow.volumes import volume_compare as volume_compare
+from neuroshed.workflow.volumes import volume_crop as volume_crop
 
 PathLike = str | os.PathLike[str]
 """A path, or text that is one or a URL of a bucket: `s3://`, `gs://` or `az://`."""

@@ -41,6 +41,17 @@ def test_sharded_volumes_and_what_is_told_of_them(server: str, tmp_path: Path) -
     assert (found["files"], found["stored_bytes"], found["values"]["most"]) == (None, None, 255)
 
 
+def test_files_are_checked_without_a_listing(server: str, tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "www" / "a.zarr", shape=(64, 64, 64), chunks=(32, 32, 32), dtype="u2")
+    array[:32] = np.random.default_rng(0).integers(0, 9, (32, 64, 64))
+    found = neuroshed.volume_check(f"{server}/a.zarr")
+    assert (found["files"], found["missing"], found["damaged"]) == (8, 4, [])
+    file = tmp_path / "www" / "a.zarr" / "c" / "0" / "1" / "1"
+    file.write_bytes(file.read_bytes()[:100])
+    (row,) = neuroshed.volume_check(f"{server}/a.zarr")["damaged"]
+    assert (row["file"], row["kind"]) == (f"{server}/a.zarr/c/0/1/1", "damaged")
+
+
 def test_a_run_takes_its_input_from_a_web_server(server: str, tmp_path: Path) -> None:
     affinities = random_affinities(np.random.default_rng(1), (8, 16, 16), 256)
     write_affinities(tmp_path / "www" / "a.zarr", affinities)

@@ -11,12 +11,16 @@ import pytest
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
+from neuroshed.stages.check import Check
+from neuroshed.stages.compare import Compare
+from neuroshed.stages.crop import Crop
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.imports import Import
 from neuroshed.stages.registry import kinds, save_stage
 from neuroshed.stages.verify import Verify
 from neuroshed.storage.locations import Location
 from neuroshed.storage.models import load_model, save_model
+from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow.config import load
 from neuroshed.workflow.plan import make_plan
 
@@ -75,12 +79,22 @@ def evaluated(place: Location, image: Path, model: Path) -> list[Stage]:
     return [Contingency.of(place / "run", Location.of(image), Location.of(image), (16, 16, 16))]
 
 
+def of_volumes(place: Location, image: Path, model: Path) -> list[Stage]:
+    volume, run = open_volume(image), place / "run"
+    return [
+        Crop.of(run, volume.path, "part.zarr", volume.box.grow(-2), (16, 16, 16)),
+        Compare.of(run, volume, volume, False, (16, 16, 16)),
+        Compare.of(run, volume, volume, True, (16, 16, 16)),
+        Check.of(run, volume, list_missing=True),
+    ]
+
+
 def verified(place: Location, image: Path, model: Path) -> list[Stage]:
     stages = exact(place, image, model)
     return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
 
 
-MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, verified]
+MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, of_volumes, verified]
 
 
 def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:

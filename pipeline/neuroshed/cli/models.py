@@ -22,8 +22,16 @@ def model() -> None:
 @click.argument("model")
 @click.argument("volume")
 @click.option("--trust", is_flag=True, help="MODEL may run code here: needed for .pt2, TorchScript and callables.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where MODEL runs."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network's arithmetic.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Processor threads.")
 @click.option("--intensity", type=float, nargs=2, metavar="LOW HIGH", help="Darkest and brightest image values.")
 @click.option("--inverted", is_flag=True, help="Membranes are bright in VOLUME.")

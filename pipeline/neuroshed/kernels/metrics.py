@@ -10,13 +10,14 @@ variant has a name; see `adapted_rand`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 RandVariant = Literal["cremi", "snemi", "skimage"]
+Table = TypeVar("Table")
 SLICE_VOXELS = 2**20
 """Voxels counted at once: bounds the memory of counting, whatever the labels."""
 
@@ -72,18 +73,23 @@ def _count_runs(seg: npt.NDArray[Any], truth: npt.NDArray[Any]) -> ContingencyTa
 
 
 def add_contingency(tables: Iterable[ContingencyTable]) -> ContingencyTable:
+    """The sum of tables, taken one by one, as `add_up` does."""
+    return add_up(tables, _merge)
+
+
+def add_up(tables: Iterable[Table], merge: Callable[[list[Table]], Table]) -> Table:
     """The sum of tables, taken one by one: at most log2(n) partial sums are held, none larger than the result.
 
     Each is merged only with a sum of as many tables, so n tables cost log2(n) sorts of the result, not n.
     """
-    sums: list[tuple[int, ContingencyTable]] = []
+    sums: list[tuple[int, Table]] = []
     for table in tables:
         level = 0
         while sums and sums[-1][0] == level:
-            table = _merge([sums.pop()[1], table])
+            table = merge([sums.pop()[1], table])
             level += 1
         sums.append((level, table))
-    return _merge([table for _, table in sums])
+    return merge([table for _, table in sums])
 
 
 def _merge(tables: list[ContingencyTable]) -> ContingencyTable:

@@ -25,7 +25,7 @@ from neuroshed.kernels.conventions import (
     to_uint8,
 )
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
 
@@ -189,10 +189,15 @@ class Affinities(Stage):
         """Affinities of a box inside the volume: uint8 `(3 + long_range, z, y, x)`, channel c at voxel p being the edge
         between p and p + `offsets[c]`, 0 where that leaves the volume.
 
-        Raises `BlockError` naming the channel and voxel if a stored value is NaN or outside the declared range.
+        Raises `BlockError` naming the channel and voxel if a stored value is NaN or outside the declared range, and if
+        the volume was removed or replaced since the run was planned.
         """
         if not self.affinities.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.volume_shape}")
+        with unchanged(self.affinities, self.identity):
+            return self._read(box)
+
+    def _read(self, box: Box) -> npt.NDArray[np.uint8]:
         if self._canonical is not None:
             found = self.affinities.read(box, self._canonical)
             for values, offset in zip(found, self.offsets, strict=True):

@@ -137,6 +137,7 @@ class Import(Stage):
             shard_shape=self.block_shape,
             voxel_size=self.voxel_size,
             offset=self.offset,
+            whole=True,
         )
 
     @property

@@ -18,6 +18,7 @@ from neuroshed.model.lattice import Lattice, read_box
 from neuroshed.model.networks import Flipped, Network, Precision
 from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.drift import FIELD_BYTES, Drift
+from neuroshed.storage.identity import unchanged
 from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import ModelChoice, Opened, open_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
@@ -131,7 +132,8 @@ class Predict(Stage):
         """Affinities of one block."""
         box = self.grid.block_box(index)
         image_box = read_box(box, self.volume_shape, self.lattice)
-        image = self._image.read(image_box)
+        with unchanged(self._image, self.image_identity):
+            image = self._image.read(image_box)
         if self.drift and self.spread:
             image = self.drift.level(image, image_box, self.spread, inverted=self.inverted)
         affinities = self.predictor.predict(image, image_box, box, self.volume_shape)

@@ -12,6 +12,9 @@ from neuroshed.errors import InputError
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
+from neuroshed.stages.check import Check
+from neuroshed.stages.compare import Compare
+from neuroshed.stages.crop import Crop
 from neuroshed.stages.drift import Drift
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
@@ -26,7 +29,10 @@ from neuroshed.storage.locations import Location
 _KINDS: list[type[Stage]] = [
     Affinities,
     Agglomerate,
+    Check,
+    Compare,
     Contingency,
+    Crop,
     Fragments,
     Import,
     MutexFragments,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from neuroshed.errors import InputError
+from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
 from neuroshed.storage.views import Voxels
 from neuroshed.storage.volumes import Volume
@@ -38,9 +39,28 @@ def volume_identity(volume: Volume) -> dict[str, Any]:
         "dtype": volume.dtype.name,
         "voxel_size": list(volume.voxel_size),
         "offset": list(volume.offset),
-        "metadata_sha256": _metadata_digest(volume),
+        "metadata_sha256": metadata_digest(volume),
         "sample_sha256": sample.hexdigest(),
     }
+
+
+@contextmanager
+def unchanged(volume: Volume, identity: dict[str, Any]) -> Iterator[None]:
+    """While voxels of an input are read. Afterwards raises `BlockError` if its metadata is gone or not that of its
+    identity: chunks that were taken away may have been read as zeros.
+    """
+    try:
+        yield
+    finally:
+        try:
+            same = metadata_digest(volume) == identity["metadata_sha256"]
+        except InputError:
+            same = False
+        if not same:
+            raise BlockError(
+                f"{volume.path} was removed or replaced since this was planned; put it back as it was, or start anew "
+                "with what it is now"
+            )
 
 
 def read_sample(volume: Voxels, box: Box) -> npt.NDArray[Any]:
@@ -70,7 +90,7 @@ def sample_boxes(shape: Vec, divisions: int = 2) -> Iterator[Box]:
         yield Box((z, y, x), (z + sides[0], y + sides[1], x + sides[2]))
 
 
-def _metadata_digest(volume: Volume) -> str:
+def metadata_digest(volume: Volume) -> str:
     """Of the array's own metadata, as it stands on disk: zarr.json (Zarr v3) or .zarray (v2)."""
     name = "zarr.json" if volume.array.metadata.zarr_format == 3 else ".zarray"
     file = volume.path / volume.array.path / name

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.geometry import Box, Grid
+from neuroshed.storage.shards import root_of
 from neuroshed.storage.volumes import Volume
 
 SAMPLES = 64
@@ -40,8 +41,8 @@ def describe(volume: Volume, samples: int = SAMPLES) -> dict[str, Any]:
         "dtype": volume.dtype.str,
         "voxel_size": list(volume.voxel_size),
         "offset": list(volume.offset),
-        "chunk_shape": _last_three(volume, array.chunks),
-        "shard_shape": None if array.shards is None else _last_three(volume, array.shards),
+        "chunk_shape": volume.chunk_shape,
+        "shard_shape": None if array.shards is None else volume.shard_shape,
         "codecs": [_name(codec) for codec in (*array.filters, *array.compressors)],
         "raw_bytes": raw,
         "stored_bytes": None if sizes is None else stored,
@@ -55,8 +56,7 @@ def describe(volume: Volume, samples: int = SAMPLES) -> dict[str, Any]:
 
 def sample_boxes(volume: Volume, samples: int) -> Iterator[Box]:
     """Boxes of at most `SAMPLE_SIDE` a side, on chunks, spread evenly."""
-    chunks = _last_three(volume, volume.array.chunks)
-    z, y, x = (min(side, SAMPLE_SIDE) for side in chunks)
+    z, y, x = (min(side, SAMPLE_SIDE) for side in volume.chunk_shape)
     grid = Grid(volume.box, (z, y, x))
     count = math.prod(grid.counts)
     # Beginning half a step from the first one, so that the middle of the volume is among them.
@@ -88,14 +88,8 @@ def _values(volume: Volume, samples: int) -> dict[str, Any]:
 
 def _data_files(volume: Volume) -> Iterator[tuple[Any, int]]:
     """Files of the array's voxels, and their sizes."""
-    root = volume.path / volume.array.basename if volume.array.basename else volume.path
     metadata = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
-    return ((file, size) for file, size in root.files() if file.name not in metadata)
-
-
-def _last_three(volume: Volume, sides: tuple[int, ...]) -> Vec:
-    z, y, x = (sides[axis] for axis in volume.order[-3:])
-    return z, y, x
+    return ((file, size) for file, size in root_of(volume).files() if file.name not in metadata)
 
 
 def _name(codec: Any) -> str:

@@ -82,9 +82,12 @@ def new_metadata(
     voxel_size: Sequence[float],
     offset: Sequence[float],
     voxel_offsets: Sequence[Vec] | None,
+    channels: int | None = None,
+    whole: bool = False,
 ) -> dict[str, bytes]:
     """The files that make a volume without voxels, by their names in it."""
-    lead = () if voxel_offsets is None else (len(voxel_offsets),)
+    count = channels if voxel_offsets is None else len(voxel_offsets)
+    lead = () if count is None else (count,)
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     if lead:
         axes.insert(0, {"name": "c", "type": "channel"})
@@ -94,8 +97,9 @@ def new_metadata(
     ]
     image = {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
     attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
-    if voxel_offsets is not None:
-        attributes["neuroshed"] = {"offsets": [list(o) for o in voxel_offsets]}
+    own: dict[str, Any] = {} if voxel_offsets is None else {"offsets": [list(o) for o in voxel_offsets]}
+    if own := own | ({"whole": True} if whole else {}):
+        attributes["neuroshed"] = own
     files: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=attributes)
     group.create_array(

@@ -51,6 +51,8 @@ class Volume:
     voxel_offsets: tuple[Vec, ...] | None = None
     sink: zarr.Array[Any] | None = None
     """The array to write to, of a volume that blocks write."""
+    whole: bool = False
+    """Whether every shard was written, so that one that is missing was lost."""
 
     @property
     def box(self) -> Box:
@@ -70,17 +72,24 @@ class Volume:
         return z, y, x
 
     @property
+    def chunk_shape(self) -> Vec:
+        """Sides of the unit of reading."""
+        z, y, x = (self.array.chunks[axis] for axis in self.order[-3:])
+        return z, y, x
+
+    @property
     def channels_together(self) -> int:
         """Channels that share a chunk, so that none of them is decoded without the others."""
         return 1 if self.channels is None else int(self.array.chunks[self.order[-4]])
 
     def read(self, box: Box, channels: int | slice | None = None) -> npt.NDArray[Any]:
         """The voxels of `box`, which must lie inside the volume: `(z, y, x)`, or `(c, z, y, x)` if it has channels, in
-        C order, the caller's to change.
+        C order and the machine's order of bytes, the caller's to change.
 
         `channels` reads only that many of the first channels, or a slice of them. Raises `BlockError` for what cannot
-        be decoded, and naming a file that is missing from a volume that blocks write: nothing is read before it is
-        written. Raises OSError as the file system does, `WorkflowError` as the object store does.
+        be decoded, and naming a file that is missing from a volume that blocks write (nothing is read before it is
+        written) or of which all was written. Raises OSError as the file system does, `WorkflowError` as the object
+        store does.
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
@@ -103,8 +112,9 @@ class Volume:
                 "else remove its stage's folder and run again"
             ) from error
         kept = self.order[-data.ndim :]
-        found = np.ascontiguousarray(data.transpose([sorted(kept).index(axis) for axis in kept]))
-        if self.sink is not None:
+        turned = data.transpose([sorted(kept).index(axis) for axis in kept])
+        found = np.ascontiguousarray(turned, data.dtype.newbyteorder("="))
+        if self.sink is not None or self.whole:
             self._check_there(box, found)
         return found
 
@@ -118,7 +128,8 @@ class Volume:
             if self.path.is_local or not found[(..., *part)].any():
                 suspects.append(file)
         if (lost := lacking(suspects)) is not None:
-            raise BlockError(f"{lost} is missing or empty; remove its stage's folder and run again")
+            remedy = "bring it back" if self.sink is None else "remove its stage's folder and run again"
+            raise BlockError(f"{lost} is missing or empty; {remedy}")
 
     def read_bytes(self, shape: Vec, channels: int = 1) -> int:
         """Upper bound in bytes of what `read` takes at its peak, its result included, for any box of `shape`."""
@@ -291,6 +302,7 @@ def _describe(
         voxel_size=(size[0], size[1], size[2]),
         offset=(place[0], place[1], place[2]),
         voxel_offsets=tuple((o[0], o[1], o[2]) for o in offsets) if offsets is not None else None,
+        whole=bool(attributes.get("neuroshed", {}).get("whole", False)),
     )
 
 
@@ -303,17 +315,22 @@ def create_volume(
     voxel_size: Sequence[float],
     offset: Sequence[float] = (0.0, 0.0, 0.0),
     voxel_offsets: Sequence[Vec] | None = None,
+    channels: int | None = None,
+    whole: bool = False,
 ) -> Volume:
     """Create an OME-Zarr 0.5 image of one level at `path`, or open it for writing if the same one is there already.
 
     Affinities give `voxel_offsets`, one a channel; they are stored beside the OME metadata as `neuroshed.offsets`.
-    The volume appears under its name only when its metadata is complete.
+    Other `channels` have none. `whole` says that every block will be written, so that a shard that is not there was
+    lost; it is stored as `neuroshed.whole`. The volume appears under its name only when its metadata is complete.
 
     Raises `WorkflowError` if something else is at `path`.
     """
     path = Location.of(path)
     if not path.exists() or not (path.is_local or (path / "zarr.json").exists()):
-        new = new_metadata(path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets)
+        new = new_metadata(
+            path.name, shape, np.dtype(dtype), shard_shape, voxel_size, offset, voxel_offsets, channels, whole
+        )
         put_metadata(path, new)
     volume = open_volume(path)
     if volume.shape != shape or volume.dtype != np.dtype(dtype) or volume.shard_shape != shard_shape:

@@ -18,6 +18,65 @@ def print_volume(found: dict[str, Any]) -> None:
         console.print(f"{name:12} {text}", markup=False, highlight=False)
 
 
+def print_compared(found: dict[str, Any]) -> None:
+    """What `neuroshed volume compare` found."""
+    _print(_compared(found))
+
+
+def _compared(found: dict[str, Any]) -> list[str]:
+    lines = [f"{name.replace('_', ' ')}: {left} and {right}" for name, (left, right) in found["layout"].items()]
+    if not found["compared"]:
+        return [*lines, "the volumes differ; their voxels were not compared"]
+    count = found["values_differing"]
+    if count and found["labels"]:
+        lines.append(f"{counted(count, 'voxel')} differ by more than names, the first at {found['first']}")
+    elif count:
+        largest = found["largest_difference"]
+        most = "" if largest is None else f", by up to {largest:{'g' if isinstance(largest, float) else ','}}"
+        lines.append(f"{counted(count, 'value')} differ, the first at {found['first']}{most}")
+    elif found["labels"]:
+        names = f", {found['renamed']:,} of them under another name" if found["renamed"] else ""
+        lines.append(f"labels are the same: {found['pairs']:,}{names}")
+    else:
+        lines.append("all values are the same")
+    return [*lines, *(["the volumes differ"] if not found["same"] else [])]
+
+
+def print_checked(found: dict[str, Any]) -> None:
+    """What `neuroshed volume check` found."""
+    _print(_checked(found))
+
+
+def _checked(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in found["damaged"]:
+        start, stop = row["box"]
+        spans = ", ".join(f"{a}:{b}" for a, b in zip(start, stop, strict=True))
+        channels = f" channels {row['channels'][0]}:{row['channels'][1]}" if row["channels"] else ""
+        reason = f" ({row['reason']})" if row["reason"] else ""
+        lines.append(f"{row['kind']}: {row['file']}, voxels [{spans}]{channels}{reason}")
+    run, bad = found["run"], len(found["damaged"])
+    missing = f", {found['missing']:,} missing ({100 * found['missing_share']:.3g} %)" if found["missing"] else ""
+    legal = " which read as fill values" if found["missing"] and not bad else ""
+    lines.append(f"{counted(found['files'], 'file')}{missing}{legal}, {f'{bad:,} damaged' if bad else 'none damaged'}")
+    if not bad:
+        return lines
+    if run is None:
+        return [*lines, "bring these back from where the volume came from"]
+    step = f" {run['step']}" if run["step"] else ""
+    lines += [f"block of {run['stage']}{step} in {run['folder']}: {block}" for block in run["blocks"]]
+    commands = ", then ".join(f"`{command}`" for command in run["commands"])
+    if run["forgotten"]:
+        return [*lines, f"these blocks are forgotten; {commands} computes them again"]
+    return [*lines, f"these blocks come back by {commands}"]
+
+
+def _print(lines: list[str]) -> None:
+    console = Console(soft_wrap=True)
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     files, values = found["files"], found["values"]
     channels = f", {counted(found['channels'], 'channel')}" if found["channels"] else ""

@@ -214,7 +214,7 @@ def planned_stages(run_folder: Location) -> list[Stage]:
         values = json.loads(file.read_bytes())
         if not isinstance(values, list) or not values:
             raise ValueError("it lists no stages")
-        values = [_moved(value, str(run_folder)) for value in values]
+        values = [moved(value, str(run_folder)) for value in values]
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); {again}") from error
     return ordered([parse_stage(json.dumps(value), file) for value in values])
@@ -226,12 +226,12 @@ def planned_droppable(run_folder: Location, stages: Sequence[Stage]) -> set[Key]
     return droppable_steps(stages, parse(read_yaml(file), file).keep)
 
 
-def _moved(values: Any, run_folder: str) -> Any:
+def moved(values: Any, run_folder: str) -> Any:
     """The same stages with their outputs in `run_folder`, which may have been moved since they were planned."""
     if not isinstance(values, dict):
         return values
-    moved = {key: _moved(value, run_folder) for key, value in values.items()}
-    return moved | {"run_folder": run_folder} if "run_folder" in values else moved
+    there = {key: moved(value, run_folder) for key, value in values.items()}
+    return there | {"run_folder": run_folder} if "run_folder" in values else there
 
 
 def _difference(old: Stage, new: Stage) -> str | None:

@@ -1,0 +1,169 @@
+"""`neuroshed volume check`: which files of a volume are damaged, and how they come back.
+
+A volume of a run lies in the folder of its stage. Which blocks wrote the damaged files is geometry; that they are to be
+computed again is told to the run's journal as if their outputs had been dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroshed.engine.config import ClusterConfig
+from neuroshed.engine.progress import Watcher
+from neuroshed.errors import WorkflowError
+from neuroshed.geometry import Box, Vec
+from neuroshed.stages.base import Stage, Step
+from neuroshed.stages.check import Check
+from neuroshed.stages.registry import parse_stage
+from neuroshed.storage.journal import Journal, read_ledger
+from neuroshed.storage.ledger import Ledger, runs_of
+from neuroshed.storage.locations import Location
+from neuroshed.storage.shards import Fault
+from neuroshed.storage.volumes import Volume, open_volume
+from neuroshed.workflow.folder import PLAN_FILE
+from neuroshed.workflow.provenance import user
+from neuroshed.workflow.run import moved
+from neuroshed.workflow.summary import Summary
+from neuroshed.workflow.volumes import run_scratch, scratch
+
+STAGE_FILE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The step of a run whose blocks wrote a volume."""
+
+    stage: Stage
+    step: Step
+
+    def must_stand(self, ledger: Ledger) -> npt.NDArray[np.bool_]:
+        """Blocks whose files must be there, in raster order: those that are done and were not dropped since."""
+        key = self.stage.fingerprint, self.step.name, self.step.grid
+        return ledger.done(*key) & ~ledger.dropped(*key)
+
+    def blocks(self, box: Box) -> Iterable[Vec]:
+        """Blocks that write into a box."""
+        return self.step.grid.touching(box)
+
+
+def _quiet(progress: object) -> None: ...
+
+
+def volume_check(
+    volume: str | os.PathLike[str], *, redo: bool = False, cluster: ClusterConfig | None = None, watch: Watcher = _quiet
+) -> Summary:
+    """Read every file of a Zarr volume: how many `files` it has, how many are `missing` (they read as fill values), and
+    those `damaged`: file, `kind` (missing, empty, damaged, unreadable), `reason`, and the `box` and `channels` that it
+    holds.
+
+    Files that are missing are damage where all were written: in volumes that `import` and `volume crop` made (`whole`),
+    and in those of a run where blocks are done. Of the latter `run` names folder, stage, step, the `blocks` to compute
+    again and the `commands` for it. With `redo` these are forgotten, so that `resume` computes them.
+
+    Raises `WorkflowError` for `redo` without a run, or while somebody works on it.
+    """
+    opened = open_volume(volume)
+    writer = find_writer(opened)
+    if redo and writer is None:
+        raise WorkflowError(
+            f"{opened.path} is not of a run, so nothing can compute it again; bring it back from where it came from"
+        )
+    with scratch("check") as folder:
+        stage = Check.of(folder, opened, list_missing=opened.whole or writer is not None)
+        run_scratch(stage, cluster, watch, "check again")
+        files = missing = 0
+        listed: list[Fault] = []
+        for count, gone, faults in stage.notes():
+            files, missing = files + count, missing + gone
+            listed += faults
+    broken, blocks = (listed, set()) if writer is None else _of_run(writer, listed)
+    told = {
+        "volume": str(opened.path),
+        "files": files,
+        "missing": missing,
+        "missing_share": round(missing / files, 6),
+        "whole": opened.whole,
+        "damaged": [_row(fault) for fault in broken],
+        "run": None,
+    }
+    if writer is not None:
+        told["run"] = _told_of_run(writer, opened.path, sorted(blocks), redo)
+        if redo and blocks:
+            forget(writer, sorted(blocks))
+    return told
+
+
+def find_writer(volume: Volume) -> Writer | None:
+    """The step of a run that writes a volume, if its stage's file is in the folder above it; raises `InputError` if
+    that file cannot be read.
+    """
+    for folder in (volume.path.parent, volume.path.parent.parent):
+        file = folder / STAGE_FILE
+        if volume.path.can_list and file.size() and (folder.parent / PLAN_FILE).exists():
+            text = file.read_bytes()
+            parse_stage(text, file)
+            # The run may have been moved since.
+            stage = parse_stage(json.dumps(moved(json.loads(text), str(folder.parent))), file)
+            for step in stage.steps:
+                if any(volume.path.is_relative_to(found.path) for found in stage.written(step.name)):
+                    return Writer(stage, step)
+    return None
+
+
+def _of_run(writer: Writer, faults: Sequence[Fault]) -> tuple[list[Fault], set[Vec]]:
+    """The faults of files that must stand, and the blocks that wrote them."""
+    grid = writer.step.grid
+    stands = writer.must_stand(read_ledger(writer.stage.run_folder))
+    found, blocks = [], set()
+    for fault in faults:
+        hit = [index for index in writer.blocks(fault.file.box) if stands[grid.position(index)]]
+        if hit:
+            found.append(fault)
+            blocks.update(hit)
+    return found, blocks
+
+
+def _told_of_run(writer: Writer, path: Location, blocks: Sequence[Vec], redo: bool) -> Summary:
+    run_folder = writer.stage.run_folder
+    return {
+        "folder": str(run_folder),
+        "stage": writer.stage.title,
+        "step": writer.step.name,
+        "blocks": [list(block) for block in blocks],
+        "forgotten": redo,
+        "commands": [*([] if redo else [f"neuroshed volume check {path} --redo"]), f"neuroshed resume {run_folder}"],
+    }
+
+
+def forget(writer: Writer, blocks: Sequence[Vec]) -> None:
+    """Have the run's next session compute blocks again, as far as they are needed; their files go.
+
+    Raises `WorkflowError` if somebody works on the run.
+    """
+    stage, step = writer.stage, writer.step
+    with Journal(stage.run_folder, user()) as journal:
+        part = journal.part(stage.fingerprint, step.name, step.grid)
+        places = runs_of([step.grid.position(block) for block in blocks])
+        # First nothing is believed of them any more.
+        journal.append([{"e": "dropped", "id": part, "at": places}])
+        journal.flush()
+        for block in blocks:
+            stage.drop(step.name, block)
+
+
+def _row(fault: Fault) -> dict[str, Any]:
+    file = fault.file
+    return {
+        "file": str(file.place),
+        "kind": fault.kind,
+        "reason": fault.reason,
+        "box": [list(file.box.start), list(file.box.stop)],
+        "channels": None if file.channels is None else list(file.channels),
+    }
