@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import tracemalloc
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -36,7 +37,9 @@ def grids(draw: st.DrawFn) -> Grid:
 
 @st.composite
 def flows(draw: st.DrawFn) -> Steps:
-    """Flat stages and trees, up or up and down, that read any of the steps before them or of a stage elsewhere."""
+    """Flat stages and trees, up or up and down, that read any of the steps before them or of a stage elsewhere; of some
+    any blocks are left out.
+    """
     steps: Steps = [("s0", Step("", draw(grids())))]
     for number in range(1, draw(st.integers(2, 4))):
         name = f"s{number}"
@@ -51,7 +54,12 @@ def flows(draw: st.DrawFn) -> Steps:
         if kind == "descend":
             paint = Step("paint", levels[0], (Need(name, "down0", high=(1, 1, 1)), *needs))
             steps += [(name, step) for step in (*descend(name, levels, name), paint)]
-    return steps
+    odds = draw(st.sampled_from([0.0, 0.0, 0.3, 0.8, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    return [
+        (name, replace(step, skipped=rng.random(step.grid.counts) < odds)) if odds else (name, step)
+        for name, step in steps
+    ]
 
 
 def keys_of(steps: Steps) -> list[Key]:
