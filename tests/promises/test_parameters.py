@@ -303,6 +303,8 @@ def placed(value: Any, folder: Path) -> Any:
     """A value with the folder of inputs where it says IN."""
     if isinstance(value, str):
         return value.replace("IN", str(folder))
+    if isinstance(value, list):
+        return [placed(item, folder) for item in value]
     if isinstance(value, dict):
         return {key: placed(part, folder) for key, part in value.items()}
     return value
