@@ -26,11 +26,18 @@ from .cases import check, masked_case
 from .chunks import random_affinities, write_affinities
 from .memory import in_memory
 
-CASES, CHUNK = 120, 30
+CASES, MORE_CASES, CHUNK = 60, 1200, 30
 
 
 @pytest.mark.parametrize("first", range(0, CASES, CHUNK))
 def test_any_chunking_equals_the_reference(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        check(masked_case(seed))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("first", range(10_000, 10_000 + MORE_CASES, CHUNK))
+def test_any_chunking_equals_the_reference_in_a_thousand_more(first: int) -> None:
     for seed in range(first, first + CHUNK):
         check(masked_case(seed))
 
@@ -71,7 +78,7 @@ def test_nodes_above_blocks_that_are_left_out(seed: int) -> None:
         assert found.ravel().tolist() == expected
 
 
-SHAPE, BLOCK = (12, 16, 20), (4, 4, 5)
+SHAPE, BLOCK = (12, 16, 20), (4, 8, 5)
 TISSUE, VESSEL = 1, 7
 
 
@@ -141,6 +148,7 @@ def settings(inputs: Path, output: Path, *extra: str) -> list[str]:
         "fragments.small=6",
         "fragments.dust=2",
         "keep=[segmentation,fragments,merges]",
+        "thresholds=[0.5]",
         "agglomerate.alarm_share=1",
         *extra,
     ]
@@ -151,7 +159,7 @@ def run(inputs: Path, output: Path, *extra: str) -> dict[str, Any]:
 
 
 def labels_of(summary: dict[str, Any]) -> dict[str, np.ndarray]:
-    found = {"fragments": summary["fragments"], **summary["segmentations"]}
+    found = {name: summary[name] for name in ("fragments",) if name in summary} | summary["segmentations"]
     return {name: open_volume(path).read(Box.of_shape(SHAPE)) for name, path in found.items()}
 
 
@@ -194,14 +202,14 @@ def test_labels_are_those_of_affinities_without_the_masked_edges(
         assert not labels[~allowed].any()
         assert (labels[allowed] != 0).mean() > 0.5
     kind = {"exact": "fragments"}.get(engine, f"{engine}_fragments")
-    assert summary["stages"][kind]["skipped"] == sum(empty_of(allowed)) > 20
+    assert summary["stages"][kind]["skipped"] == sum(empty_of(allowed)) == 12
 
 
 def test_any_blocks_with_smoothing_and_bias(inputs: Path, allowed: np.ndarray, tmp_path: Path) -> None:
     adjusted = (masks_of(inputs), "fragments.smooth=0.7", "fragments.bias=0.1", "box=[[1,0,0],[12,15,20]]")
     first, *others = (
         labels_of(run(inputs, tmp_path / str(number), *adjusted, f"block_shape={block}"))
-        for number, block in enumerate(("[4,4,5]", "[12,16,20]", "[3,7,2]"))
+        for number, block in enumerate(("[4,8,5]", "[12,16,20]", "[5,5,9]"))
     )
     assert all(not labels[~allowed].any() and labels.any() for labels in first.values())
     for other in others:
@@ -219,13 +227,13 @@ def test_blocks_are_counted_and_write_nothing(masked: Path, inputs: Path, allowe
     for title, row in status["stages"].items():
         assert (row["skipped"], row["blocks"]) == (rows[title]["skipped"], rows[title]["blocks"])
         assert row["done"] == row["blocks"] - row["skipped"]
-    assert rows["segment 0.5"]["skipped"] > 2 * skipped
+    assert rows["segment 0.5"]["skipped"] >= 2 * skipped
     for index, empty in zip(GRID, empty_of(allowed), strict=True):
         name = "_".join(map(str, index))
         for file in (*masked.glob(f"fragments-*/blocks/{name}.parquet"), *masked.glob(f"*/*0/{name}.parquet")):
             assert not empty, file
         shards = [file for file in masked.glob(f"*/*.zarr/0/c/{'/'.join(map(str, index))}") if file.is_file()]
-        assert len(shards) == (0 if empty else 4)
+        assert len(shards) == (0 if empty else 3)
 
 
 def test_what_comes_after_a_run(masked: Path, inputs: Path, allowed: np.ndarray, tmp_path: Path) -> None:
@@ -239,12 +247,12 @@ def test_what_comes_after_a_run(masked: Path, inputs: Path, allowed: np.ndarray,
     assert cut["0.4"].any()
     assert not cut["0.4"][~allowed].any()
     write(tmp_path / "truth.zarr", np.where(allowed, np.indices(SHAPE)[2] // 5 + 1, 0).astype(np.uint32))
-    found = neuroshed.sweep(output, tmp_path / "truth.zarr", thresholds=["0.3", "0.4"])
-    assert found["scores"]["0.4"] == neuroshed.evaluate(cut_path(output, "0.4"), tmp_path / "truth.zarr")
+    found = neuroshed.sweep(output, tmp_path / "truth.zarr", thresholds=["0.4", "0.6"])
+    assert found["scores"]["0.4"] == neuroshed.evaluate(segmentation(output, "0.4"), tmp_path / "truth.zarr")
     assert neuroshed.clean(output)["finds"] == []
 
 
-def cut_path(output: Path, threshold: str) -> Path:
+def segmentation(output: Path, threshold: str) -> Path:
     return next(output.glob(f"segment-*/{threshold}.zarr"))
 
 
@@ -254,7 +262,7 @@ def contents(run_folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run_folder)): file.read_bytes() for file in files if file.name != "stage.json"}
 
 
-@pytest.mark.parametrize("blocks", [1, 9, 30])
+@pytest.mark.parametrize("blocks", [1, 20])
 def test_a_run_that_is_broken_off_goes_on_to_the_same_bytes(
     blocks: int, inputs: Path, masked: Path, tmp_path: Path
 ) -> None:
@@ -275,18 +283,12 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_bytes(
 
 
 def test_what_is_not_kept_goes_and_comes_again(inputs: Path, masked: Path, tmp_path: Path) -> None:
-    given = (masks_of(inputs), "keep=[segmentation]", "thresholds=[0.3]")
-    summary = run(inputs, tmp_path / "run", *given)
-    np.testing.assert_array_equal(
-        open_volume(summary["segmentations"]["0.3"]).read(Box.of_shape(SHAPE)),
-        open_volume(cut_path(masked, "0.3")).read(Box.of_shape(SHAPE)),
-    )
+    given = (masks_of(inputs), "keep=[segmentation]")
+    run(inputs, tmp_path / "run", *given, "thresholds=[0.4]")
     assert not [*(tmp_path / "run").glob("fragments-*/blocks/*"), *(tmp_path / "run").glob("agglomerate-*/up*/*")]
-    more = run(inputs, tmp_path / "run", masks_of(inputs), "keep=[segmentation]", "thresholds=[0.3,0.5]")
-    np.testing.assert_array_equal(
-        open_volume(more["segmentations"]["0.5"]).read(Box.of_shape(SHAPE)),
-        open_volume(cut_path(masked, "0.5")).read(Box.of_shape(SHAPE)),
-    )
+    again = run(inputs, tmp_path / "run", *given)
+    expected = open_volume(segmentation(masked, "0.5")).read(Box.of_shape(SHAPE))
+    np.testing.assert_array_equal(labels_of(again)["0.5"], expected)
 
 
 def test_a_lost_file_of_a_block_that_was_not_left_out_is_an_error(masked: Path, tmp_path: Path) -> None:
@@ -299,8 +301,9 @@ def test_a_lost_file_of_a_block_that_was_not_left_out_is_an_error(masked: Path, 
 
 
 def test_a_mask_that_leaves_nothing_out_changes_nothing(inputs: Path, tmp_path: Path) -> None:
-    summary = run(inputs, tmp_path / "masked", f"masks=[{{path: {inputs / 'everywhere.zarr'}, keep: [1]}}]")
-    plain = run(inputs, tmp_path / "plain")
+    box = "box=[[4,0,5],[12,16,15]]"
+    summary = run(inputs, tmp_path / "masked", box, f"masks=[{{path: {inputs / 'everywhere.zarr'}, keep: [1]}}]")
+    plain = run(inputs, tmp_path / "plain", box)
     assert {name: row["skipped"] for name, row in summary["stages"].items()} == dict.fromkeys(plain["stages"], 0)
 
     def by_name(run_folder: Path) -> dict[str, list[bytes]]:
