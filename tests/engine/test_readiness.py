@@ -148,6 +148,23 @@ def test_equals_the_plain_rule_after_every_event(steps: Steps, data: st.DataObje
         play(both, data)
 
 
+@pytest.mark.parametrize("droppable", [True, False])
+def test_blocks_that_are_left_out_are_empty_to_readers_and_have_nothing_to_drop(droppable: bool) -> None:
+    grid = Grid(Box((0, 0, 0), (1, 1, 4)), (1, 1, 1))
+    first = Step("", grid, skipped=np.array([[[False, True, False, True]]]))
+    both = Both(
+        [("a", first), ("b", Step("", grid, (Need("a", "", (0, 0, 1), (0, 0, 1)),)))],
+        frozenset({("a", "")}) if droppable else frozenset(),
+    )
+    # The last one is there, from before it was left out: it goes only if it is not to be kept.
+    both.restore(("a", ""), np.array([False, False, False, True]), None)
+    assert [(key, places.tolist()) for key, places in both.start()] == ([(("a", ""), [3])] if droppable else [])
+    both.end(("a", ""), both.take(("a", ""), 9), "finish")
+    told = both.end(("b", ""), both.take(("b", ""), 9), "finish")
+    assert [(key, places.tolist()) for key, places in told] == ([(("a", ""), [0, 2])] if droppable else [])
+    assert both.fast.counts()["a"].skipped == 1
+
+
 @given(grids(), grids(), halos, halos)
 def test_reach_along_the_axes_is_what_the_grown_box_touches(grid: Grid, upstream: Grid, low: Vec, high: Vec) -> None:
     forth = reach.reads(grid, upstream, low, high)

@@ -236,6 +236,8 @@ def masked_case(seed: int) -> Case:
         mask = Mask(path=HERE / f"mask{number}", identity={}, factor=factor, keep=keep, drop=drop)
         masks.append((mask, values.astype(np.uint8)))
     settings = replace(case.settings, low=max(case.settings.low, 1))
+    if rng.random() < 0.3:
+        settings = replace(settings, smooth=float(rng.choice([0, 0.7])), bias=40)
     masked = replace(case, settings=settings, masks=tuple(masks))
     return masked if masked.allowed_inside.any() else replace(masked, masks=())
 

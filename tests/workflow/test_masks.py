@@ -21,7 +21,7 @@ from neuroshed.workflow.config import load
 from neuroshed.workflow.plan import make_plan
 from neuroshed.workflow.run import start
 
-SHAPE, BLOCK = (16, 32, 64), (8, 16, 16)
+SHAPE, BLOCK = (8, 32, 64), (8, 16, 16)
 GRID = Grid(Box.of_shape(SHAPE), BLOCK)
 CHUNK = (4, 4, 4)
 
@@ -45,10 +45,10 @@ def write_mask(path: Path, allowed: np.ndarray) -> Path:
 
 
 def left(last: int) -> np.ndarray:
-    """Tissue up to a column of the mask, in which blocks are 4 wide, with a corner missing."""
-    allowed = np.zeros((4, 8, 16), bool)
+    """Tissue up to a column of the mask, in which blocks are 4 wide, with a corner of one block missing."""
+    allowed = np.zeros((2, 8, 16), bool)
     allowed[..., : last + 1] = True
-    allowed[:2, 4:] = False
+    allowed[:, 4:, :4] = False
     return allowed
 
 
@@ -101,7 +101,7 @@ def test_chunks_beyond_what_is_predicted_are_not_read(
         if not wanted[chunks.block_box(index).slices()].any():
             (noise / "c" / "/".join(map(str, index))).write_bytes(b"broken")
             broken += 1
-    assert broken > 100
+    assert broken > 50
     read: list[Box] = []
     original = Volume.read
 
@@ -132,7 +132,7 @@ def test_other_masks_use_what_was_predicted(noise: Path, model: Path, tmp_path: 
         for n, mask in enumerate((small, large, None))
     }
     known = 0
-    for mask in (small, large, small, None):
+    for mask in (small, large, None):
         summary = neuroshed.run("segment", settings(noise, model, tmp_path / "run", mask))
         row = summary["stages"]["predict"]
         there = [file for file in (tmp_path / "run").glob("predict-*/affinities.zarr/0/c/**/*") if file.is_file()]
@@ -158,10 +158,12 @@ def test_affinities_that_are_not_kept(keep: str, noise: Path, model: Path, tmp_p
 def test_a_lost_block_is_an_error_though_others_were_left_out(noise: Path, model: Path, tmp_path: Path) -> None:
     mask = write_mask(tmp_path / "mask.zarr", left(5))
     neuroshed.run("segment", settings(noise, model, tmp_path / "run", mask))
-    lost = next((tmp_path / "run").glob("predict-*/affinities.zarr/0/c/0/1/0/0"))
+    lost = next((tmp_path / "run").glob("predict-*/affinities.zarr/0/c/0/0/0/1"))
     lost.unlink()
     with pytest.raises(RunFailedError) as caught:
-        neuroshed.run("segment", settings(noise, model, tmp_path / "run", mask, "fragments.small=9"))
+        neuroshed.run(
+            "segment", settings(noise, model, tmp_path / "run", mask, "fragments.small=9", "failures.attempts=1")
+        )
     assert all(f"{lost} is missing or empty" in row["error"] for row in caught.value.summary["failures"])
 
 

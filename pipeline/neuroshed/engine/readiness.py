@@ -187,12 +187,12 @@ class Readiness:
         for link in node.upstream:
             if not link.target.droppable:
                 continue
-            blocks = link.target.blocks
-            unread = link.count_down(link.target.unread, coordinates)
-            # Those that were left out have nothing to drop.
-            unread = unread[blocks.states[unread] == DONE]
+            unread = link.target.blocks.sweep.positions(link.count_down(link.target.unread, coordinates))
+            if (skipped := link.target.step.skipped) is not None:
+                # What was left out has nothing to drop, or was told at the start.
+                unread = unread[~skipped.reshape(-1)[unread]]
             if unread.size:
-                idle.setdefault(link.target.key, []).append(blocks.sweep.positions(unread))
+                idle.setdefault(link.target.key, []).append(unread)
         return [(upstream, np.concatenate(parts)) for upstream, parts in idle.items()]
 
     def drop(self, key: Key, positions: Positions) -> None:
