@@ -144,7 +144,7 @@ def in_memory(affinities: np.ndarray, beside: Mapping[Location, np.ndarray | Non
                     patch.setattr(module, function, getattr(memory, function))
         patch.setattr(type(HERE), "make_folder", lambda place: None)
         patch.setattr(Affinities, "read", lambda stage, box: affinities[(slice(None), *box.slices())].copy())
-        patch.setattr(coarse, "open_cached", inputs.__getitem__)
+        patch.setattr(coarse, "open_cached", lambda path, metadata_sha256: inputs[path])
         patch.setattr(
             Fragments,
             "label_volume",

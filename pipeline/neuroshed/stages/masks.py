@@ -78,7 +78,7 @@ class Mask(Coarse):
     def allowed_cells(self, cells: Box) -> Bits:
         """Which of some of its own voxels it allows, `(z, y, x)`."""
         found = self.stored(cells)
-        values = np.array(self.keep if self.keep is not None else self.drop).astype(found.dtype)
+        values = np.array(self.keep if self.keep is not None else self.drop, found.dtype)
         return np.isin(found, values, invert=self.keep is None)
 
 

@@ -37,24 +37,30 @@ class Coarse(BaseModel):
 
     def stored(self, cells: Box) -> npt.NDArray[Any]:
         """The values of some of its own voxels, `(z, y, x)`."""
-        return open_cached(self.path).read(cells)
+        return self._volume.read(cells)
+
+    @property
+    def _volume(self) -> Volume:
+        # With what says how it is stored, so that nobody keeps the one that was there before it.
+        return open_cached(self.path, self.identity.get("metadata_sha256", ""))
 
     def spread(self, values: npt.NDArray[Any], box: Box) -> npt.NDArray[Any]:
         """What was made of the values of `cells(box)` for each voxel of the box, `(z, y, x)`."""
         for axis, factor in enumerate(self.factor):
-            first = box.start[axis] // factor
-            values = values.take(np.arange(box.start[axis], box.stop[axis]) // factor - first, axis)
+            if factor > 1:
+                cells = np.arange(box.start[axis], box.stop[axis]) // factor
+                values = values.take(cells - cells[0], axis)
         return values
 
     def read_bytes(self, shape: Vec) -> int:
         """Upper bound in bytes of what reading takes at its peak for a box of `shape`, without what is made of it."""
         z, y, x = (1 + -(-n // f) for n, f in zip(shape, self.factor, strict=True))
-        return open_cached(self.path).read_bytes((z, y, x))
+        return self._volume.read_bytes((z, y, x))
 
 
 @functools.lru_cache(maxsize=16)
-def open_cached(path: Location) -> Volume:
-    """The volume at a path, opened once a process."""
+def open_cached(path: Location, metadata_sha256: str) -> Volume:
+    """The volume at a path, opened once a process and layout."""
     return open_volume(path)
 
 
