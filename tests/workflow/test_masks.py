@@ -143,11 +143,10 @@ def test_other_masks_use_what_was_predicted(noise: Path, model: Path, tmp_path: 
     assert known == len(GRID)
 
 
-@pytest.mark.parametrize("keep", ["[segmentation]", "[segmentation,merges]"])
-def test_affinities_that_are_not_kept(keep: str, noise: Path, model: Path, tmp_path: Path) -> None:
+def test_affinities_that_are_not_kept(noise: Path, model: Path, tmp_path: Path) -> None:
     mask = write_mask(tmp_path / "mask.zarr", left(5))
     kept = labels_of(neuroshed.run("segment", settings(noise, model, tmp_path / "kept", mask)))
-    summary = neuroshed.run("segment", settings(noise, model, tmp_path / "run", mask, f"keep={keep}"))
+    summary = neuroshed.run("segment", settings(noise, model, tmp_path / "run", mask, "keep=[segmentation]"))
     np.testing.assert_array_equal(labels_of(summary), kept)
     assert not [file for file in (tmp_path / "run").glob("predict-*/affinities.zarr/0/c/**/*") if file.is_file()]
     status = neuroshed.status(tmp_path / "run")
