@@ -52,19 +52,23 @@ class PlainReadiness:
                 self.states[block] = "skipped"
         return self._to_drop()
 
+    def _left_out(self, block: Block) -> bool:
+        step = self.steps[block[0]]
+        return step.skipped is not None and bool(step.skipped.ravel()[step.grid.position(block[1])])
+
     def _to_run(self, block: Block) -> bool:
-        if self.states[block] == "done":
+        if self.states[block] == "done" or self._left_out(block):
             return False
         return block[0] not in self.droppable or any(self._to_run(reader) for reader in self.readers[block])
 
     def _to_drop(self) -> set[Block]:
-        """Done blocks of droppable steps without a reader to come, each once."""
+        """Done blocks of droppable steps without a reader to come, each once; nobody reads what is left out."""
         to_come = {"waiting", "running", "failed"}
         idle = {
             block
             for block, state in self.states.items()
             if state == "done" and block[0] in self.droppable
-            if to_come.isdisjoint(self.states[reader] for reader in self.readers[block])
+            if self._left_out(block) or to_come.isdisjoint(self.states[reader] for reader in self.readers[block])
         }
         new = idle - self.told
         self.told |= new
@@ -82,7 +86,7 @@ class PlainReadiness:
         return out
 
     def _may_run(self, block: Block) -> bool:
-        return all(self.states[upstream] == "done" for upstream in self.reads[block])
+        return all(self.states[read] == "done" or self._left_out(read) for read in self.reads[block])
 
     def set(self, blocks: Iterable[Block], state: str) -> set[Block]:
         """Blocks are running, waiting (once more), failed, dropped or done; returns those to drop now."""

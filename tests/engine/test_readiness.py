@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import tracemalloc
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -36,7 +37,9 @@ def grids(draw: st.DrawFn) -> Grid:
 
 @st.composite
 def flows(draw: st.DrawFn) -> Steps:
-    """Flat stages and trees, up or up and down, that read any of the steps before them or of a stage elsewhere."""
+    """Flat stages and trees, up or up and down, that read any of the steps before them or of a stage elsewhere; of some
+    any blocks are left out.
+    """
     steps: Steps = [("s0", Step("", draw(grids())))]
     for number in range(1, draw(st.integers(2, 4))):
         name = f"s{number}"
@@ -51,7 +54,12 @@ def flows(draw: st.DrawFn) -> Steps:
         if kind == "descend":
             paint = Step("paint", levels[0], (Need(name, "down0", high=(1, 1, 1)), *needs))
             steps += [(name, step) for step in (*descend(name, levels, name), paint)]
-    return steps
+    odds = draw(st.sampled_from([0.0, 0.0, 0.3, 0.8, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    return [
+        (name, replace(step, skipped=rng.random(step.grid.counts) < odds)) if odds else (name, step)
+        for name, step in steps
+    ]
 
 
 def keys_of(steps: Steps) -> list[Key]:
@@ -138,6 +146,23 @@ def test_equals_the_plain_rule_after_every_event(steps: Steps, data: st.DataObje
             if max(odds) > 0:
                 both.restore(key, drawn[0] < odds[0], drawn[1] < odds[1] if odds[1] else None)
         play(both, data)
+
+
+@pytest.mark.parametrize("droppable", [True, False])
+def test_blocks_that_are_left_out_are_empty_to_readers_and_have_nothing_to_drop(droppable: bool) -> None:
+    grid = Grid(Box((0, 0, 0), (1, 1, 4)), (1, 1, 1))
+    first = Step("", grid, skipped=np.array([[[False, True, False, True]]]))
+    both = Both(
+        [("a", first), ("b", Step("", grid, (Need("a", "", (0, 0, 1), (0, 0, 1)),)))],
+        frozenset({("a", "")}) if droppable else frozenset(),
+    )
+    # The last one is there, from before it was left out: it goes only if it is not to be kept.
+    both.restore(("a", ""), np.array([False, False, False, True]), None)
+    assert [(key, places.tolist()) for key, places in both.start()] == ([(("a", ""), [3])] if droppable else [])
+    both.end(("a", ""), both.take(("a", ""), 9), "finish")
+    told = both.end(("b", ""), both.take(("b", ""), 9), "finish")
+    assert [(key, places.tolist()) for key, places in told] == ([(("a", ""), [0, 2])] if droppable else [])
+    assert both.fast.counts()["a"].skipped == 1
 
 
 @given(grids(), grids(), halos, halos)

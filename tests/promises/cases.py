@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from neuroshed.geometry import Box, Vec
+from neuroshed.stages.masks import Mask
 from neuroshed.stages.semantics import Semantics
 
 from .chunks import outputs, random_affinities, run_inline, segment_stages
@@ -37,6 +38,8 @@ class Case:
     classes: np.ndarray | None = None
     factor: Vec = (1, 1, 1)
     graph_gb: float = 8.0
+    masks: tuple[tuple[Mask, np.ndarray], ...] = ()
+    """With what each holds, uint8 `(z, y, x)`."""
 
     @property
     def inside(self) -> np.ndarray:
@@ -57,10 +60,21 @@ class Case:
             return None
         return Semantics(path=HERE, identity={}, classes=(1, 2, 3), factor=self.factor)
 
+    @property
+    def allowed_inside(self) -> np.ndarray:
+        """Whether each voxel of the region is segmented, by the masks' values alone."""
+        found = np.ones(self.region.shape, bool)
+        for mask, values in self.masks:
+            fine = np.kron(values, np.ones(mask.factor, np.uint8))[self.region.slices()]
+            named = [int(value) in (mask.keep or mask.drop or ()) for value in fine.ravel()]
+            found &= np.array(named).reshape(fine.shape) == (mask.keep is not None)
+        return found
+
     def __str__(self) -> str:
         volume, classes = self.affinities.shape[1:], "no" if self.classes is None else self.factor
         place = f"{self.region} of {volume} in blocks of {self.block}"
-        return f"{self.name}, seed {self.seed}: {place}, {self.settings}, {classes} classes, {self.graph_gb} GB"
+        masks = ", ".join(f"mask of {mask.factor}" for mask, _ in self.masks)
+        return f"{self.name}, seed {self.seed}: {place}, {self.settings}, {classes} classes, {self.graph_gb} GB {masks}"
 
 
 def noise(rng: np.random.Generator, shape: Vec) -> np.ndarray:
@@ -206,13 +220,43 @@ def any_case(seed: int) -> Case:
     return replace(case, graph_gb=float(room))
 
 
+def masked_case(seed: int) -> Case:
+    """Any case with one or two masks at any scale, of which half leave whole sides of the region out."""
+    case, rng = any_case(seed), np.random.default_rng([seed, 2])
+    volume = case.affinities.shape[1:]
+    masks = []
+    for number in range(int(rng.choice([1, 1, 2]))):
+        factor = (int(rng.integers(1, 5)), *rng.integers(1, 6, 2).tolist())
+        shape = [-(-n // f) for n, f in zip(volume, factor, strict=True)]
+        values = np.where(rng.random(shape) < rng.choice([0.3, 0.6, 0.9, 1.0]), 1, rng.integers(0, 4, shape))
+        if rng.random() < 0.5:
+            axis = int(rng.integers(3))
+            values.swapaxes(0, axis)[rng.integers(shape[axis]) :: 1 if rng.random() < 0.7 else 2] = 0
+        keep, drop = ((1,), None) if rng.random() < 0.5 else (None, (0, 2))
+        mask = Mask(path=HERE / f"mask{number}", identity={}, factor=factor, keep=keep, drop=drop)
+        masks.append((mask, values.astype(np.uint8)))
+    settings = replace(case.settings, low=max(case.settings.low, 1))
+    if rng.random() < 0.3:
+        settings = replace(settings, smooth=float(rng.choice([0, 0.7])), bias=40)
+    masked = replace(case, settings=settings, masks=tuple(masks))
+    return masked if masked.allowed_inside.any() else replace(masked, masks=())
+
+
 def run_case(case: Case, fault_rate: float = 0.05) -> Whole:
     """What the stages make of a case."""
     order = random.Random(case.seed)
-    with in_memory(case.affinities, case.classes) as memory:
+    beside = {HERE: case.classes, **{mask.path: values for mask, values in case.masks}}
+    with in_memory(case.affinities, beside) as memory:
         source = given(case.affinities, case.settings.further)
         segments = segment_stages(
-            HERE, source, case.block, case.settings, case.region, semantics=case.semantics, graph_gb=case.graph_gb
+            HERE,
+            source,
+            case.block,
+            case.settings,
+            case.region,
+            semantics=case.semantics,
+            masks=[mask for mask, _ in case.masks],
+            graph_gb=case.graph_gb,
         )
         run_inline(segments, order, Faults(memory, order, fault_rate))
         found = outputs(segments)
@@ -222,8 +266,9 @@ def run_case(case: Case, fault_rate: float = 0.05) -> Whole:
 def expected_of(case: Case) -> Whole:
     """What the reference makes of a case, in the case's volume."""
     volume = case.affinities.shape[1:]
+    shape = volume[0], volume[1], volume[2]
     whole = segment_whole(
-        case.inside, case.settings, case.region.start, (volume[0], volume[1], volume[2]), case.classes_inside
+        case.inside, case.settings, case.region.start, shape, case.classes_inside, case.allowed_inside
     )
 
     def placed(labels: np.ndarray) -> np.ndarray:

@@ -12,12 +12,13 @@ import numpy as np
 
 from neuroshed.engine.coordinator import ordered
 from neuroshed.engine.readiness import Readiness
-from neuroshed.geometry import Box, Vec
+from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.kernels.merging import integer_threshold
 from neuroshed.stages.affinities import NEAREST, Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.fragments import Fragments
+from neuroshed.stages.masks import Mask, Skipped, empty_blocks
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.semantics import Semantics
 from neuroshed.storage.volumes import create_volume
@@ -63,14 +64,17 @@ def segment_stages(
     region: Box | None = None,
     shard_shape: Vec | None = None,
     semantics: Semantics | None = None,
+    masks: Sequence[Mask] = (),
     graph_gb: float = 8.0,
 ) -> list[Segment]:
     """The last stages: the unmerged fragments, and a segmentation at each threshold."""
     source = affinities if isinstance(affinities, Affinities) else Affinities.of(run_folder, affinities)
+    region = region or Box.of_shape(source.volume_shape)
+    grid = Grid(region, block_shape)
     fragments = Fragments(
         run_folder=run_folder,
         source=source,
-        region=region or Box.of_shape(source.volume_shape),
+        region=region,
         block_shape=block_shape,
         shard_shape=shard_shape or block_shape,
         low=settings.low,
@@ -81,6 +85,8 @@ def segment_stages(
         dust=settings.dust,
         smooth=settings.smooth,
         bias=settings.bias,
+        masks=tuple(masks),
+        skipped=Skipped.of(grid, empty_blocks(masks, grid)[0]) if masks else None,
     )
     agglomerate = Agglomerate(
         run_folder=run_folder,
@@ -133,7 +139,7 @@ def run_inline(last: Sequence[Stage], order: random.Random, attempt: Callable[[S
             readiness.finish((fingerprint, step), np.array([position]))
         else:
             taken.append(block)
-    assert all(count.done == count.total for count in readiness.counts().values())
+    assert all(count.done + count.skipped == count.total for count in readiness.counts().values())
 
 
 def outputs(segments: Sequence[Segment]) -> dict[str, np.ndarray]:

@@ -16,11 +16,11 @@ import pytest
 
 from neuroshed.geometry import Box, Vec
 from neuroshed.kernels.conventions import Convention
-from neuroshed.stages import semantics
 from neuroshed.stages.affinities import NEAREST, Affinities
 from neuroshed.stages.base import Stage
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.segment import Segment
+from neuroshed.storage import coarse
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns
 
@@ -67,7 +67,11 @@ class Memory:
         return iter(self.read_node(path, name))
 
     def volume(self, path: Location, shape: Vec, dtype: np.dtype) -> Array:
-        return self.volumes.setdefault(path, Array(self, np.zeros(shape, dtype)))
+        if path not in self.volumes:
+            # Of final labels, what was left out is 0 to whoever opens them.
+            filled = None if dtype == np.uint64 else np.zeros(shape, np.bool_)
+            self.volumes[path] = Array(self, np.zeros(shape, dtype), filled=filled)
+        return self.volumes[path]
 
 
 def joined(pieces: Iterator[Columns]) -> Columns:
@@ -101,6 +105,8 @@ class Array:
     memory: Memory
     values: np.ndarray
     written: set[Box] = field(default_factory=set)
+    filled: np.ndarray | None = None
+    """Which voxels were written, if reading others is an error."""
 
     @property
     def box(self) -> Box:
@@ -109,6 +115,7 @@ class Array:
 
     def read(self, box: Box) -> np.ndarray:
         assert self.box.contains(box)
+        assert self.filled is None or self.filled[box.slices()].all(), f"{box} is read before it is written"
         return self.values[box.slices()].copy()
 
     def write(self, box: Box, data: np.ndarray, region: Box) -> None:
@@ -119,12 +126,17 @@ class Array:
             assert np.array_equal(self.values[box.slices()], data), f"{box} differs when its block is run again"
         self.values[box.slices()] = data
         self.written.add(box)
+        if self.filled is not None:
+            self.filled[box.slices()] = True
 
 
 @contextlib.contextmanager
-def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iterator[Memory]:
-    """While this lasts, stages read `affinities`, uint8 `(c, z, y, x)`, and `classes`, and write to the memory."""
+def in_memory(affinities: np.ndarray, beside: Mapping[Location, np.ndarray | None] | None = None) -> Iterator[Memory]:
+    """While this lasts, stages read `affinities`, uint8 `(c, z, y, x)`, and classes and masks that are `beside` them,
+    and write to the memory.
+    """
     memory = Memory()
+    inputs = {path: Array(memory, values) for path, values in (beside or {}).items() if values is not None}
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("neuroshed.stages."):
@@ -132,7 +144,7 @@ def in_memory(affinities: np.ndarray, classes: np.ndarray | None = None) -> Iter
                     patch.setattr(module, function, getattr(memory, function))
         patch.setattr(type(HERE), "make_folder", lambda place: None)
         patch.setattr(Affinities, "read", lambda stage, box: affinities[(slice(None), *box.slices())].copy())
-        patch.setattr(semantics, "_open", lambda path: Array(memory, classes))
+        patch.setattr(coarse, "open_cached", lambda path, metadata_sha256: inputs[path])
         patch.setattr(
             Fragments,
             "label_volume",

@@ -92,47 +92,56 @@ def segment_whole(
     origin: Vec = (0, 0, 0),
     volume_shape: Vec | None = None,
     classes: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
 ) -> Whole:
     """Fragments, merges and segments of affinities, uint8 `(c, z, y, x)`, that lie at `origin` in a larger volume.
 
-    `classes`: for each voxel one of the classes from 1 on that are kept apart, or 0.
+    `classes`: for each voxel one of the classes from 1 on that are kept apart, or 0. `allowed`: for each whether it is
+    segmented.
     """
     shape = affinities.shape[1:]
     along = [o + np.arange(n, dtype=np.uint64) for o, n in zip(origin, shape, strict=True)]
     _, ny, nx = volume_shape or shape
     index = (along[0][:, None, None] * ny + along[1][:, None]) * nx + along[2]
-    edges = list(_edges(affinities, index, settings))
+    there = np.ones(shape, bool) if allowed is None else allowed
+    edges = list(_edges(affinities, index, settings, there))
     fragments = _fragments(edges, index, settings)
-    edges += _further_edges(affinities, settings)
+    edges += _further_edges(affinities, settings, there)
     merges = _merges(fragments, edges, index, settings, np.zeros(shape, int) if classes is None else classes)
     return Whole(fragments, merges, {t: _joined(fragments, merges, t) for t in settings.thresholds})
 
 
-def _edges(affinities: np.ndarray, index: np.ndarray, settings: Settings) -> Iterator[tuple[int, int, int, int]]:
+def _edges(
+    affinities: np.ndarray, index: np.ndarray, settings: Settings, there: np.ndarray
+) -> Iterator[tuple[int, int, int, int]]:
     """Every edge inside: affinity, hash, and its two voxels by their place in `index`."""
     place = np.arange(index.size).reshape(index.shape)
     for axis in range(3):
         upper = tuple(slice(int(a == axis), None) for a in range(3))
         lower = tuple(slice(None, -1 if a == axis else None) for a in range(3))
-        values = _adjusted(affinities[axis][upper], settings)
+        values = _adjusted(affinities[axis][upper], settings, there[upper] & there[lower])
         columns = values, edge_hash(3 * index[upper] + axis), place[upper], place[lower]
         yield from zip(*(column.ravel().tolist() for column in columns), strict=True)
 
 
-def _further_edges(affinities: np.ndarray, settings: Settings) -> Iterator[tuple[int, int, int, int]]:
+def _further_edges(
+    affinities: np.ndarray, settings: Settings, there: np.ndarray
+) -> Iterator[tuple[int, int, int, int]]:
     """The same of the further channels, with no hash."""
     shape = affinities.shape[1:]
     place = np.arange(math.prod(shape)).reshape(shape)
     for channel, offset in enumerate(settings.further, 3):
         upper = tuple(slice(-o, None) for o in offset)
         lower = tuple(slice(None, max(n + o, 0)) for o, n in zip(offset, shape, strict=True))
-        values = _adjusted(affinities[channel][upper], settings)
+        values = _adjusted(affinities[channel][upper], settings, there[upper] & there[lower])
         columns = values, np.zeros_like(values), place[upper], place[lower]
         yield from zip(*(column.ravel().tolist() for column in columns), strict=True)
 
 
-def _adjusted(values: np.ndarray, settings: Settings) -> np.ndarray:
-    return (_smoothed(values, settings.smooth) + settings.bias).clip(0, 255)
+def _adjusted(values: np.ndarray, settings: Settings, there: np.ndarray) -> np.ndarray:
+    """Edges that are not there weigh as 0 while others are smoothed, and are 0 after it."""
+    smoothed = _smoothed(np.where(there, values, 0), settings.smooth)
+    return np.where(there, (smoothed + settings.bias).clip(0, 255), 0)
 
 
 def _smoothed(values: np.ndarray, smooth: float) -> np.ndarray:

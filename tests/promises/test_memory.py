@@ -104,6 +104,27 @@ def test_a_leaf_that_reads_labels_takes_no_more_than_predicted(tmp_path: Path) -
     assert measured <= predicted < max(8 * measured, 64 << 20)
 
 
+@pytest.mark.parametrize("smooth", [0, 2])
+def test_a_block_with_masks_takes_no_more_than_predicted(smooth: int, tmp_path: Path) -> None:
+    """At the resolution of the affinities, which takes the most."""
+    files = []
+    for side in (16, SIDE):
+        shape = (side, side, 2 * side)
+        path = write_affinities(tmp_path / f"affinities{side}.zarr", neuron_like(side).repeat(2, axis=3))
+        mask = create_volume(
+            tmp_path / f"mask{side}.zarr", shape=shape, dtype=np.uint8, shard_shape=shape, voxel_size=(10, 10, 10)
+        )
+        mask.write(mask.box, np.random.default_rng(1).integers(0, 9, shape, np.uint8))
+        output = tmp_path / f"run{side}"
+        settings = [f"affinities={path}", f"output={output}", f"block_shape={[side] * 3}", "cluster=in-process:1"]
+        settings += [f"masks=[{{path: {mask.path}, drop: [1]}}]", f"fragments.smooth={smooth}"]
+        neuroshed.run("stitch", settings)
+        files += [str(file) for file in output.glob("fragments-*/stage.json")]
+    predicted = load_stage(Path(files[1])).memory_bytes("")
+    measured = peak_of(files, "", (0, 0, 0))
+    assert measured <= predicted < max(8 * measured, 64 << 20)
+
+
 def test_every_stage_predicts(runs: list[dict[str, Path]]) -> None:
     for stage in ordered([load_stage(runs[1]["segment"])]):
         for step in stage.steps:

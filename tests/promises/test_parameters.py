@@ -49,6 +49,7 @@ BASES: dict[str, dict[str, Any]] = {
     # Their metadata say nothing, so that it can be declared.
     "bare": COMMON | {"affinities": "IN/bare.zarr"},
     "semantics": GIVEN_VALUES | {"semantics": {"path": "IN/classes.zarr", "classes": [1, 2]}},
+    "masked": GIVEN_VALUES | {"masks": [{"path": "IN/classes.zarr", "keep": [1, 2]}]},
     "far": GIVEN_VALUES | {"long_range": [[0, 0, -3]], "agglomerate": {"long_range": True}},
     "mutex": MUTEX_VALUES,
     "quantile": GIVEN_VALUES | {"agglomerate": {"score": "quantile_50"}},
@@ -103,6 +104,8 @@ CASES = [
             "predict.flips": [(["x"], PREDICTED), ([], NOTHING)],
             "predict.intensity": [([10, 200], PREDICTED)],
             "predict.inverted": [(True, PREDICTED)],
+            # They say which blocks are predicted, not what is in them.
+            "masks": [([{"path": "IN/classes.zarr", "keep": [1]}], FRAGMENTS)],
             "fragments.low": [("0.2", FRAGMENTS)],
         },
     ),
@@ -172,6 +175,19 @@ CASES = [
             "semantics.path": [("IN/other-classes.zarr", TREE), ("IN/same-classes.zarr", TREE)],
             "semantics.classes": [([1], TREE), ([1, 3], TREE)],
             "fragments.small": [(20, FRAGMENTS)],
+            "thresholds": [([0.3, 0.4], frozenset({"segment 0.4"}))],
+        },
+    ),
+    *cases(
+        "masked",
+        {
+            "masks": [
+                ([], FRAGMENTS),
+                ([{"path": "IN/classes.zarr", "keep": [1, 3]}], FRAGMENTS),
+                ([{"path": "IN/other-classes.zarr", "keep": [1, 2]}], FRAGMENTS),
+                ([{"path": "IN/classes.zarr", "keep": [1, 2]}, {"path": "IN/classes.zarr", "drop": [2]}], FRAGMENTS),
+            ],
+            "engine": [("waterz", WATERZ)],
             "thresholds": [([0.3, 0.4], frozenset({"segment 0.4"}))],
         },
     ),
@@ -287,6 +303,8 @@ def placed(value: Any, folder: Path) -> Any:
     """A value with the folder of inputs where it says IN."""
     if isinstance(value, str):
         return value.replace("IN", str(folder))
+    if isinstance(value, list):
+        return [placed(item, folder) for item in value]
     if isinstance(value, dict):
         return {key: placed(part, folder) for key, part in value.items()}
     return value

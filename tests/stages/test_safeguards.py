@@ -135,7 +135,7 @@ def test_classes_are_not_merged_with_each_other(coarse: int, affinities: Path, t
     [
         (np.zeros(SHAPE, np.float32), (10, 10, 10), "must be a label volume of integers, got float32"),
         (np.zeros(SHAPE, np.uint8), (15, 10, 10), "needed are whole multiples of"),
-        (np.zeros((9, 12, 13), np.uint8), (10, 10, 10), "do not cover the volume"),
+        (np.zeros((9, 12, 13), np.uint8), (10, 10, 10), "does not cover the volume"),
     ],
 )
 def test_classes_that_do_not_fit(

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import WorkflowError
 from neuroshed.kernels.merging import integer_threshold
+from neuroshed.stages.masks import MaskOptions
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import Workflow, load, parse, shipped
 
@@ -86,6 +87,7 @@ def test_the_shipped_workflows_show_every_key(workflow: str, others: set[str]) -
         ("fragments.context=[1,2,3]", "fragments.context", (1, 2, 3)),
         ("fragments.biases=[0, 0, 0]", "fragments.biases", (0, 0, 0)),
         ("semantics={path: a.zarr, classes: [1, 7]}", "semantics.classes", (1, 7)),
+        ("masks=[{path: a.zarr, drop: [0, 7]}]", "masks", (MaskOptions(path=Location.of("a.zarr"), drop=(0, 7)),)),
     ],
 )
 def test_every_key_can_be_set(override: str, key: str, value: object) -> None:
@@ -156,6 +158,12 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
         (["agglomerate.alarm_share=0"], ["agglomerate.alarm_share", "got 0"]),
         (["fragments.smooth=9"], ["fragments.smooth", "less than or equal to 8", "got 9"]),
         (["fragments.bias=2"], ["fragments.bias", "got 2"]),
+        (["masks=[{path: a.zarr}]"], ["masks.0: exactly one of `keep` and `drop` must be given"]),
+        (["masks=[{path: a.zarr, keep: [1], drop: [2]}]"], ["masks.0: exactly one of `keep` and `drop` must be given"]),
+        (["masks=[{path: a.zarr, keep: []}]"], ["masks.0.keep", "got []"]),
+        (["masks=[{path: a.zarr, keeps: [1]}]"], ["unknown key masks.0.keeps; known are drop, keep, path"]),
+        (["masks={path: a.zarr, keep: [1]}"], ["masks", "tuple"]),
+        (["masks=[{path: a.zarr, keep: [1]}]", "fragments.low=0"], ["fragments.low is 0", "with masks, raise it"]),
         (["semantics={path: a.zarr, classes: []}"], ["semantics.classes", "got []"]),
         (["semantics={path: a.zarr, classes: [0]}"], ["semantics.classes.0", "got 0"]),
         (["semantics={path: a.zarr, classes: [1, 1]}"], ["semantics", "name one twice"]),

@@ -39,6 +39,15 @@ def classes(folder: Location) -> Location:
     return folder / "classes.zarr"
 
 
+def tissue(folder: Location) -> Location:
+    """A mask in a folder that leaves half of the blocks empty."""
+    volume = create_volume(
+        folder / "tissue.zarr", shape=SHAPE, dtype=np.uint8, shard_shape=SHAPE, voxel_size=(10, 10, 10)
+    )
+    volume.write(volume.box, (np.indices(SHAPE)[2] < BLOCK[2]).astype(np.uint8))
+    return folder / "tissue.zarr"
+
+
 def settings(affinities: Location, output: Location, *extra: str) -> list[str]:
     fixed = [f"block_shape={list(BLOCK)}", "fragments.small=4", "fragments.dust=0", "thresholds=[0.5]"]
     return [f"affinities={affinities}", f"output={output}", "cluster=in-process:2", *fixed, *extra]
@@ -59,18 +68,25 @@ def by_kind(files: dict[str, bytes]) -> dict[str, bytes]:
 def test_a_run_in_a_bucket_is_byte_for_byte_that_of_a_folder(any_bucket: Location, tmp_path: Path) -> None:
     here, there = Location.of(tmp_path), any_bucket / "runs" / "one"
     affinities = given(any_bucket)
-    extra = f"semantics={{path: '{classes(any_bucket)}', classes: [1, 2]}}"
+    extra = (
+        f"semantics={{path: '{classes(any_bucket)}', classes: [1, 2]}}",
+        f"masks=[{{path: '{tissue(any_bucket)}', keep: [1]}}]",
+    )
     # A worker in a process of its own makes a client of its own.
-    summary = neuroshed.run("stitch", settings(affinities, there, extra, "cluster=local:1"))
+    summary = neuroshed.run("stitch", settings(affinities, there, *extra, "cluster=local:1"))
+    assert 0 < summary["stages"]["fragments"]["skipped"] < summary["stages"]["fragments"]["blocks"]
     assert (summary["status"], summary["run"]) == ("done", f"{any_bucket}/runs/one")
-    local = neuroshed.run("stitch", settings(affinities, here / "one", extra))
+    local = neuroshed.run("stitch", settings(affinities, here / "one", *extra))
     assert summary["largest_segments"] == local["largest_segments"]
     found = contents(there)
     assert found == contents(here / "one")
     assert {name.partition("-")[0] for name in found} == {"fragments", "agglomerate", "segment"}
-    assert len(found) > 20
-    extra = f"semantics={{path: '{classes(here)}', classes: [1, 2]}}"
-    neuroshed.run("stitch", settings(given(here), here / "plain", extra))
+    assert len(found) > 15
+    extra = (
+        f"semantics={{path: '{classes(here)}', classes: [1, 2]}}",
+        f"masks=[{{path: '{tissue(here)}', keep: [1]}}]",
+    )
+    neuroshed.run("stitch", settings(given(here), here / "plain", *extra))
     assert by_kind(found) == by_kind(contents(here / "plain"))
     assert len(by_kind(found)) == len(found)
     volume = open_volume(summary["segmentations"]["0.5"])

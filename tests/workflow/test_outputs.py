@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
@@ -69,6 +70,17 @@ def levelled(place: Location, image: Path, model: Path) -> list[Stage]:
     return planned(place, f"image={image}", f"model={other}", "block_shape=[16,16,16]", "predict.drift=[9,16,12]")
 
 
+def masked(place: Location, image: Path, model: Path) -> list[Stage]:
+    allowed = np.zeros(SHAPE, np.bool_)
+    allowed[:, :5, :8] = True
+    zarr.create_array(image.parent / "mask.zarr", data=allowed)
+    zarr.create_array(image.parent / "affinities.zarr", data=random_affinities(np.random.default_rng(3), SHAPE, 256))
+    masks = f"masks=[{{path: {image.parent / 'mask.zarr'}, keep: [1]}}]"
+    stages = planned(place, f"affinities={image.parent / 'affinities.zarr'}", f"block_shape={list(BLOCK)}", masks)
+    assert [step.blocks_left for step in stages[1].steps] == [2]
+    return stages
+
+
 def imported(place: Location, image: Path, model: Path) -> list[Stage]:
     file = image.parent / "a.npy"
     np.save(file, np.random.default_rng(1).integers(0, 9, (70, 20, 90), np.uint8))
@@ -94,7 +106,7 @@ def verified(place: Location, image: Path, model: Path) -> list[Stage]:
     return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
 
 
-MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, of_volumes, verified]
+MAKERS = [exact, in_a_box, mutex, waterz, masked, predicted, levelled, imported, evaluated, of_volumes, verified]
 
 
 def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:
@@ -102,7 +114,7 @@ def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:
         save_stage(stage)
         stage.prepare()
         for step in stage.steps:
-            for index in step.grid:
+            for index in filter(step.holds, step.grid):
                 yield stage, step.name, index
 
 

@@ -93,12 +93,12 @@ def restore(
 
 
 def _failures(ledger: Ledger, stage: Stage) -> list[Failure]:
-    """Of blocks that belong to the stage's grids; a trial region's may lie elsewhere."""
-    grids = {step.name: step.grid for step in stage.steps}
+    """Of blocks that belong to the stage's steps; a trial region's may lie elsewhere, and masks may leave some out."""
+    steps = {step.name: step for step in stage.steps}
     return [
         Failure.of(stage.title, event, index, step)
         for (fingerprint, step, index), event in ledger.failures.items()
-        if fingerprint == stage.fingerprint and step in grids and grids[step].holds(index)
+        if fingerprint == stage.fingerprint and step in steps and steps[step].holds(index)
     ]
 
 

@@ -137,7 +137,7 @@ class Readiness:
         """Find out which blocks are wanted and which of them may run now; returns the blocks to drop, as `finish`.
 
         All blocks of steps that are kept are wanted, and those of droppable steps that a wanted block reads that is
-        not done. Wanted blocks that were dropped run again.
+        not done, but none that a step leaves out. Wanted blocks that were dropped run again.
         """
         idle = []
         for node in reversed(self._ordered):
@@ -187,10 +187,12 @@ class Readiness:
         for link in node.upstream:
             if not link.target.droppable:
                 continue
-            blocks = link.target.blocks
-            unread = link.count_down(link.target.unread, coordinates)
+            unread = link.target.blocks.sweep.positions(link.count_down(link.target.unread, coordinates))
+            if (skipped := link.target.step.skipped) is not None:
+                # What was left out has nothing to drop, or was told at the start.
+                unread = unread[~skipped.reshape(-1)[unread]]
             if unread.size:
-                idle.setdefault(link.target.key, []).append(blocks.sweep.positions(unread))
+                idle.setdefault(link.target.key, []).append(unread)
         return [(upstream, np.concatenate(parts)) for upstream, parts in idle.items()]
 
     def drop(self, key: Key, positions: Positions) -> None:
@@ -262,12 +264,16 @@ class Readiness:
 
 def _demand(node: _Node) -> Positions:
     """Set apart what is wanted and what not; returns the blocks whose outputs nobody will read any more."""
-    idle = []
+    idle = [np.zeros(0, np.int64)]
     blocks = node.blocks
+    left_out = blocks.swept(node.step.skipped) if node.step.skipped is not None else None
     for part in blocks.parts():
         states = blocks.states[part]
         wanted: npt.NDArray[np.bool_] = node.unread[part] > 0 if node.droppable else np.ones(states.size, np.bool_)
-        idle.append(np.flatnonzero((states == DONE) & ~wanted) + part.start)
+        if left_out is not None:
+            wanted &= ~left_out[part]
+        if node.droppable:
+            idle.append(np.flatnonzero((states == DONE) & ~wanted) + part.start)
         states[(states == DROPPED) & wanted] = WAITING
         states[(states == WAITING) & ~wanted] = SKIPPED
     return blocks.sweep.positions(np.concatenate(idle))

@@ -49,6 +49,12 @@ class States:
         np.copyto(self.sweep.volume(self.states), np.uint8(state), where=rows.reshape(self.sweep.counts))
         self.count()
 
+    def swept(self, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """A value for each block, in raster order, turned to sweep order."""
+        values = np.empty(self.size, np.bool_)
+        self.sweep.volume(values)[...] = rows.reshape(self.sweep.counts)
+        return values
+
     def where(self, state: int) -> Iterator[Positions]:
         """The blocks in a state, in raster order, layer by layer."""
         for z, layer in enumerate(self.sweep.volume(self.states)):

@@ -101,7 +101,8 @@ class Agglomerate(Stage):
     def steps(self) -> tuple[Step, ...]:
         """Up from the leaves to the root; a leaf also reads the planes of its lower neighbours."""
         scored = needs(self.scores) if self.scores else ()
-        return climb(self.fingerprint, self.grids, (*needs(self.fragments, low=(1, 1, 1)), *scored))
+        leaf_needs = (*needs(self.fragments, low=(1, 1, 1)), *scored)
+        return climb(self.fingerprint, self.grids, leaf_needs, self.fragments.skipped)
 
     def run(self, step: str, index: Vec) -> Done:
         """Settle one node; its tables are those of `settle`."""
@@ -169,8 +170,9 @@ class Agglomerate(Stage):
 
     def _parent(self, level: int, index: Vec) -> Entering:
         """What the children handed up, and the edges across the faces between them."""
-        grid, path = self.grids[level - 1], f"up{level - 1}"
-        paths = [self.node_path(path, child) for child in grid.touching(self.grids[level].block_box(index))]
+        below = self.steps[level - 1]
+        children = filter(below.holds, below.grid.touching(self.grids[level].block_box(index)))
+        paths = [self.node_path(below.name, child) for child in children]
         tables = read_nodes(paths, "nodes", "gains", "links", "copies", "names")
         nodes = next(tables)
         order = np.argsort(nodes["id"])

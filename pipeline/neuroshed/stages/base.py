@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from neuroshed.errors import BlockError
-from neuroshed.geometry import Grid, Vec
+from neuroshed.geometry import Grid, Vec, sub
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import delete_all, lacking
 from neuroshed.storage.volumes import Volume
@@ -43,6 +46,22 @@ class Step:
     name: str
     grid: Grid
     needs: tuple[Need, ...] = ()
+    skipped: npt.NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    """Blocks that are left out, bool `(z, y, x)` over the grid; None: no one. What reads them takes them for empty."""
+
+    def holds(self, index: Vec) -> bool:
+        """Whether there is a block of that index that is not left out."""
+        return self.grid.holds(index) and (self.skipped is None or not self.skipped[sub(index, self.grid.first)])
+
+    @property
+    def blocks_left(self) -> int:
+        """How many blocks are not left out."""
+        return len(self.grid) - (0 if self.skipped is None else int(np.count_nonzero(self.skipped)))
+
+    @property
+    def voxels_left(self) -> int:
+        """Upper bound of the voxels in those blocks."""
+        return min(self.grid.box.size, self.blocks_left * math.prod(self.grid.block_shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,12 @@ from neuroshed.kernels import adjust
 from neuroshed.kernels.across import WAYS, check_offsets, upper_ends
 from neuroshed.kernels.blocks import BlockGraph, Rules, basin_graph
 from neuroshed.kernels.conventions import edges_box
+from neuroshed.kernels.masking import clear_edges, reached
 from neuroshed.kernels.parts import parts
 from neuroshed.kernels.watershed import Place
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.masks import Mask, Skipped, allowed, left_out
 from neuroshed.stages.octree import needs
 from neuroshed.stages.predict import Predict
 from neuroshed.storage.locations import Location
@@ -58,6 +60,12 @@ class BlockStage(Stage):
     """Whether contacts carry histograms of their affinities, which quantiles are taken of."""
     long_range: bool = False
     """Whether the source's long-range affinities count in contacts like those of neighbours."""
+    masks: tuple[Mask, ...] = ()
+    """What they do not all allow has no label, and no edge leads there."""
+    skipped: Skipped | None = None
+    """Blocks in which they allow nothing."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "skipped"})
 
     @model_validator(mode="after")
     def _check_offsets(self) -> Self:
@@ -88,11 +96,15 @@ class BlockStage(Stage):
         """The blocks of the region."""
         return Grid(self.region, self.block_shape)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """One pass; a block reads affinities as far as its fragments depend on them, and what smoothing needs."""
         low, high = (add(side, as_vec(adjust.reach(self.smooth))) for side in self.halo)
-        return (Step("", self.grid, needs(self.source, low=low, high=high)),)
+        return (Step("", self.grid, needs(self.source, low=low, high=high), left_out(self.skipped)),)
+
+    def is_there(self, index: Vec) -> bool:
+        """Whether there is a block of that index that is not left out."""
+        return self.steps[0].holds(index)
 
     def place(self, box: Box) -> Place:
         """Where a block lies."""
@@ -134,6 +146,7 @@ class BlockStage(Stage):
         around = box.grow(*self.halo).intersect(self.region)
         affinities = self.affinities(around)
         found = self.graph(affinities, around, index)
+        found = found._replace(above=found.above & self._ways_up(index))
         self.labels.write(box, found.labels, self.region)
         own = affinities[(slice(None), *box.slices(around.start))]
         tables = graph_tables(found, own)
@@ -143,10 +156,35 @@ class BlockStage(Stage):
         return Done(box.size, {"fragments": float(found.ids.size), "handed_up": float(found.up.sum())})
 
     def affinities(self, box: Box) -> npt.NDArray[np.uint8]:
-        """The affinities of a box, smoothed and biased as asked."""
+        """The affinities of a box, smoothed and biased as asked. Masks apply before that, since what lies under them
+        need not be there, and after it.
+        """
         around = adjust.read_box(box, self.region, self.smooth)
+        offsets = self.source.offsets
+        ends = reached(around, offsets, Box.of_shape(self.source.volume_shape))
+        mask = allowed(self.masks, ends) if self.masks else None
         given = self.source.read(around)
-        return adjust.adjust(given, self.source.offsets, box, self.region, smooth=self.smooth, bias=self.bias)
+        if mask is not None:
+            clear_edges(given, offsets, around, mask, ends)
+        found = adjust.adjust(given, offsets, box, self.region, smooth=self.smooth, bias=self.bias)
+        if mask is not None and found is not given:
+            clear_edges(found, offsets, box, mask, ends)
+        return found
+
+    def _ways_up(self, index: Vec) -> np.uint8:
+        """As `BlockGraph.above`: the ways to blocks that are there. Beyond them a fragment has no edges."""
+        there = [self.is_there(add(index, way)) for way in WAYS[1:]]
+        return np.uint8(sum(1 << bit for bit, found in enumerate(there) if found))
+
+    def mask_bytes(self, shape: Vec) -> int:
+        """Peak memory in bytes of applying masks to affinities of a box of `shape`."""
+        if not self.masks:
+            return 0
+        around = Box.of_shape(shape).grow(adjust.reach(self.smooth))
+        far = max(abs(component) for offset in self.source.offsets for component in offset)
+        ends = reached(around, self.source.offsets, around.grow(far)).shape
+        # What one mask says, stretched axis by axis, beside what all those before it do.
+        return max(mask.read_bytes(ends) for mask in self.masks) + 4 * Box.of_shape(ends).size
 
     def upper_ends(self, box: Box, way: Vec) -> list[Box]:
         """For each of `further_offsets` the voxels of a block whose edges cross to the block that is `way` below it, as
@@ -165,7 +203,7 @@ class BlockStage(Stage):
     @property
     def output_bytes(self) -> int:
         """Four bytes a voxel of the region."""
-        return 4 * self.region.size
+        return 4 * self.steps[0].voxels_left
 
 
 class CutStage(BlockStage):

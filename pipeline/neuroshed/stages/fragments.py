@@ -48,6 +48,5 @@ class Fragments(BlockStage):
         z, y, x = self.block_shape
         voxels = (z + 1) * (y + 1) * (x + 1)
         # Affinities of wide numbers take more while they are read than all that comes after.
-        return ALLOWANCE_BYTES + max(
-            voxels * (BYTES_PER_VOXEL + len(self.further_offsets)), self.source.read_bytes((z + 1, y + 1, x + 1))
-        )
+        reading = self.source.read_bytes((z + 1, y + 1, x + 1)) + self.mask_bytes((z + 1, y + 1, x + 1))
+        return ALLOWANCE_BYTES + max(voxels * (BYTES_PER_VOXEL + len(self.further_offsets)), reading)

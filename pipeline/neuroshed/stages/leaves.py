@@ -89,7 +89,7 @@ def leaf(below: BlockStage, index: Vec, score: Score, semantics: Semantics | Non
     blocks = [_read_block(below, index, 0, semantics)]
     cross = []
     for number in ways:
-        if _is_there(below, index, number):
+        if below.is_there(sub(index, WAYS[number])):
             block = _read_block(below, index, number, semantics)
             cross += [_cross(found, len(blocks), below.histograms) for found in _crossings(below, index, number)]
             blocks.append(block)
@@ -106,7 +106,7 @@ def scored_leaf(scores: WaterzScores, index: Vec, semantics: Semantics | None = 
     blocks = [_scored_block(below, index, 0, edges, semantics)]
     crossed = []
     for number in sorted(map(way_number, ((0, 0, 1), (0, 1, 0), (1, 0, 0)))):
-        if _is_there(below, index, number):
+        if below.is_there(sub(index, WAYS[number])):
             block = _scored_block(below, index, number, select(edges, np.zeros(edges["left"].size, np.bool_)), None)
             rows = select(cross, cross["way"] == number)
             upper = np.searchsorted(blocks[0].nodes["id"], rows["upper"])
@@ -129,10 +129,6 @@ def home_numbers(nodes: Columns, small: int) -> npt.NDArray[np.uint8]:
     """The number of the way from a block to the leaf that each of its fragments belongs to, uint8; 0: its own."""
     crumbs = ~nodes["below"] & (nodes["total"] < small)
     return np.where(crumbs, _NUMBER_OF_MASK[nodes["above"]], np.uint8(0))
-
-
-def _is_there(below: BlockStage, index: Vec, number: int) -> bool:
-    return all(i - step >= first for i, step, first in zip(index, WAYS[number], below.grid.first, strict=True))
 
 
 def _levels(index: Vec, number: int) -> npt.NDArray[np.uint8]:

@@ -40,4 +40,4 @@ class MutexFragments(CutStage):
 
     def memory_bytes(self, step: str) -> int:
         """About 100 bytes an edge of the block with its context, in the process of mwatershed."""
-        return PROCESS_BYTES + 100 * len(self.biases) * math.prod(self.grown)
+        return PROCESS_BYTES + max(100 * len(self.biases) * math.prod(self.grown), self.mask_bytes(self.grown))

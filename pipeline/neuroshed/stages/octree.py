@@ -12,6 +12,7 @@ from neuroshed.errors import BlockError
 from neuroshed.geometry import Grid, Vec
 from neuroshed.kernels.relabel import Ids, look_up
 from neuroshed.stages.base import Need, Stage, Step
+from neuroshed.stages.masks import Skipped, left_out
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import Columns, read_node
 
@@ -40,24 +41,28 @@ def needs(stage: Stage, step: str = "", low: Vec = (0, 0, 0), high: Vec = (0, 0,
     return (Need(stage.fingerprint, step, low, high),) if stage.steps else ()
 
 
-def climb(own: str, grids: Sequence[Grid], leaf_needs: tuple[Need, ...]) -> tuple[Step, ...]:
-    """Steps `up0`, `up1`, ... of a tree; a parent needs the box of its children. `own` is the stage's fingerprint."""
+def climb(
+    own: str, grids: Sequence[Grid], leaf_needs: tuple[Need, ...], skipped: Skipped | None = None
+) -> tuple[Step, ...]:
+    """Steps `up0`, `up1`, ... of a tree; a parent needs the box of its children. `own` is the stage's fingerprint;
+    nodes of `skipped` blocks alone are left out.
+    """
     return tuple(
-        Step(f"up{level}", grid, (Need(own, f"up{level - 1}"),) if level else leaf_needs)
+        Step(f"up{level}", grid, (Need(own, f"up{level - 1}"),) if level else leaf_needs, left_out(skipped, level))
         for level, grid in enumerate(grids)
     )
 
 
-def descend(own: str, grids: Sequence[Grid], up: str) -> tuple[Step, ...]:
+def descend(own: str, grids: Sequence[Grid], up: str, skipped: Skipped | None = None) -> tuple[Step, ...]:
     """Steps from the root's `down` to `down0`; each node needs its own way up (of the stage `up`) and its parent's
-    answer.
+    answer. Nodes of `skipped` blocks alone are left out.
     """
     steps = []
     for level in reversed(range(len(grids))):
         node_needs = [Need(up, f"up{level}")]
         if level + 1 < len(grids):
             node_needs.append(Need(own, f"down{level + 1}"))
-        steps.append(Step(f"down{level}", grids[level], tuple(node_needs)))
+        steps.append(Step(f"down{level}", grids[level], tuple(node_needs), left_out(skipped, level)))
     return tuple(steps)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from neuroshed.model.networks import Flipped, Network, Precision
 from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.drift import FIELD_BYTES, Drift
 from neuroshed.storage.identity import unchanged
+from neuroshed.stages.masks import Skipped, left_out
 from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import ModelChoice, Opened, open_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
@@ -65,8 +66,11 @@ class Predict(Stage):
     """Whether a GPU gives the same numbers each time."""
     torch_version: str
     """Another version of torch may round differently."""
+    skipped: Skipped | None = None
+    """Blocks in which masks leave nothing to segment. Like the region, they decide which blocks are predicted, not what
+    is in them: other masks use what is there."""
 
-    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "region", "image", "model"})
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "region", "image", "model", "skipped"})
 
     @property
     def grid(self) -> Grid:
@@ -79,10 +83,16 @@ class Predict(Stage):
     @property
     def steps(self) -> tuple[Step, ...]:
         """One pass over the image, which is there already, and the map of its intensities around each block."""
+        skipped = left_out(self.skipped)
         if self.drift is None:
-            return (Step("", self.grid),)
+            return (Step("", self.grid, skipped=skipped),)
         reach = add(add(self.lattice.stride, self.lattice.context), self.drift.cell_shape)
-        return (Step("", self.grid, (Need(self.drift.fingerprint, "", reach, reach),)),)
+        return (Step("", self.grid, (Need(self.drift.fingerprint, "", reach, reach),), skipped),)
+
+    def without(self, skipped: Skipped | None) -> Self:
+        """The same, but for blocks to be left out."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**fields | {"skipped": skipped})
 
     @property
     def path(self) -> Location:
@@ -147,7 +157,7 @@ class Predict(Stage):
     @property
     def output_bytes(self) -> int:
         """Three bytes a voxel of whole blocks."""
-        return 3 * self.grid.box.size
+        return 3 * self.steps[0].voxels_left
 
     @property
     def offsets(self) -> tuple[Vec, ...]:
@@ -159,8 +169,10 @@ class Predict(Stage):
         return 2 * len(NEAREST) * Box.of_shape(shape).size
 
     def read(self, box: Box) -> npt.NDArray[np.uint8]:
-        """Affinities of a box that is predicted, uint8 `(3, z, y, x)`."""
-        return self.affinities.read(box)
+        """Affinities of a box that is predicted, uint8 `(3, z, y, x)`; 0 in blocks that were left out."""
+        if self.skipped is None:
+            return self.affinities.read(box)
+        return self.skipped.read(self.affinities, self.grid, box)
 
     @property
     def patch_bytes(self) -> int:

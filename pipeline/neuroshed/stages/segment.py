@@ -16,6 +16,7 @@ from neuroshed.kernels.merging import clusters_at, integer_threshold
 from neuroshed.kernels.relabel import look_up, paint, places
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Done, Need, Stage, Step
+from neuroshed.stages.masks import left_out
 from neuroshed.stages.octree import answer, descend, level_of, needs, parent_of
 from neuroshed.stages.settle import NEVER
 from neuroshed.storage.locations import Location
@@ -54,7 +55,9 @@ class Segment(Stage):
         """From the root down to the leaves, then each block; some of its fragments belong to leaves above it."""
         below = self.agglomerate
         blocks = (Need(self.fingerprint, "down0", high=(1, 1, 1)), *needs(below.fragments))
-        return (*descend(self.fingerprint, self.grids, below.fingerprint), Step(PAINT, self.grids[0], blocks))
+        skipped = below.fragments.skipped
+        painted = Step(PAINT, self.grids[0], blocks, left_out(skipped))
+        return (*descend(self.fingerprint, self.grids, below.fingerprint, skipped), painted)
 
     @property
     def path(self) -> Location:
@@ -148,7 +151,7 @@ class Segment(Stage):
     @property
     def output_bytes(self) -> int:
         """Eight bytes a voxel of the region."""
-        return 8 * self.agglomerate.fragments.region.size
+        return 8 * self.steps[-1].voxels_left
 
     def memory_bytes(self, step: str) -> int:
         """The block's labels as stored and read, the painted ones, their padded shard and its compressed copy, and the

@@ -39,14 +39,14 @@ class Verify(Stage):
         return f"verify {self.target.title} {self.step}".rstrip()
 
     @property
-    def _grid(self) -> Grid:
-        return next(step.grid for step in self.target.steps if step.name == self.step)
+    def _verified(self) -> Step:
+        return next(step for step in self.target.steps if step.name == self.step)
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """One pass over the target's blocks, or over the list of those picked. All that they read is there."""
         if self.picked is None:
-            return (Step("", self._grid),)
+            return (Step("", self._verified.grid, skipped=self._verified.skipped),)
         return (Step("", Grid(Box((0, 0, 0), (1, 1, len(self.picked))), (1, 1, 1))),)
 
     def run(self, step: str, index: Vec) -> Done:
@@ -69,7 +69,7 @@ class Verify(Stage):
         standing, new = self.target.node_path(self.step, block), again.node_path(self.step, block)
         if new.exists() and (column := differing_column(standing, new)):
             raise BlockError(f"{where}: column {column} of {standing} is not what computing it again gives; {remedy}")
-        box = self._grid.block_box(block)
+        box = self._verified.grid.block_box(block)
         for old, found in zip(self.target.written(self.step), again.written(self.step), strict=True):
             inside = box.intersect(old.box)
             differs = old.read(inside) != found.read(inside)
@@ -82,7 +82,7 @@ class Verify(Stage):
 
     def memory_bytes(self, step: str) -> int:
         """That of the block, and both results."""
-        return self.target.memory_bytes(self.step) + 3 * self.target.output_bytes // max(len(self._grid), 1)
+        return self.target.memory_bytes(self.step) + 3 * self.target.output_bytes // max(self._verified.blocks_left, 1)
 
     def has_tables(self, step: str) -> bool:
         """None that stay."""

@@ -29,6 +29,7 @@ from neuroshed.kernels.watershed import Place
 from neuroshed.kernels.waterz import scored_edges, watershed
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.blocks import NONE, PROCESS_BYTES, CutStage
+from neuroshed.stages.masks import left_out
 from neuroshed.stages.octree import concatenate, needs
 from neuroshed.storage.nodes import Columns, read_node, write_node
 
@@ -52,7 +53,7 @@ class WaterzFragments(CutStage):
 
     def memory_bytes(self, step: str) -> int:
         """Affinities here and as float32 in waterz's process, labels in both: 34 bytes a voxel there, 16 here."""
-        return PROCESS_BYTES + 56 * math.prod(self.grown)
+        return PROCESS_BYTES + max(56 * math.prod(self.grown), self.mask_bytes(self.grown))
 
 
 class WaterzScores(Stage):
@@ -83,7 +84,8 @@ class WaterzScores(Stage):
         """One pass; a block reads affinities and fragments around it."""
         below, near = self.fragments, self.context
         far = add(near, as_vec(adjust.reach(below.smooth)))
-        return (Step("", self.grid, (*needs(below, low=near, high=near), *needs(below.source, low=far, high=far))),)
+        read = (*needs(below, low=near, high=near), *needs(below.source, low=far, high=far))
+        return (Step("", self.grid, read, left_out(below.skipped)),)
 
     def run(self, step: str, index: Vec) -> Done:
         """Tables `edges` (left, right, score) between fragments of the block, and `cross` (upper, lower, way, score) to
@@ -114,7 +116,7 @@ class WaterzScores(Stage):
     def _fragments(self, box: Box) -> tuple[Ids, dict[Vec, Ids]]:
         """Fragments of a box by id, uint64 `(z, y, x)`, and the ids of each block that it touches."""
         labels, ids = np.zeros(box.shape, np.uint64), {}
-        for index in self.grid.touching(box):
+        for index in filter(self.fragments.is_there, self.grid.touching(box)):
             part = self.grid.block_box(index).intersect(box)
             (fragments,) = read_node(self.fragments.node_path("", index), "fragments")
             ids[index] = fragments["id"]
@@ -127,7 +129,8 @@ class WaterzScores(Stage):
         1.2 KB a contact more, of which noisy affinities have one in 20 voxels where small fragments do not join.
         """
         voxel = 136 if self.score.startswith("quantile") else 72
-        return PROCESS_BYTES + voxel * math.prod(Box.of_shape(self.fragments.block_shape).grow(self.context).shape)
+        grown = Box.of_shape(self.fragments.block_shape).grow(self.context).shape
+        return PROCESS_BYTES + max(voxel * math.prod(grown), self.fragments.mask_bytes(grown))
 
 
 def _no_crossing() -> Columns:

@@ -15,10 +15,12 @@ from neuroshed.terminal.units import size
 def print_plan(plan: dict[str, Any]) -> None:
     """A table of stages, what they take on disk, and what the network computes twice."""
     table = Table(title=f"{plan['run']}: {plan['voxels']:,} voxels in {plan['region']}, blocks {plan['block_shape']}")
-    for column in ("stage", "blocks", "memory per task", "output (uncompressed)"):
+    skipped = ["skipped"] if any(row["skipped"] for row in plan["stages"]) else []
+    for column in ("stage", "blocks", *skipped, "memory per task", "output (uncompressed)"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in plan["stages"]:
-        table.add_row(row["stage"], f"{row['blocks']:,}", size(row["memory_bytes"]), size(row["output_bytes"]))
+        counts = (f"{row[name]:,}" for name in ("blocks", *skipped))
+        table.add_row(row["stage"], *counts, size(row["memory_bytes"]), size(row["output_bytes"]))
     console = Console()
     console.print(table)
     console.print(_disk(plan), markup=False, highlight=False, soft_wrap=True)
@@ -81,9 +83,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     """How a run ended and where its outputs are."""
     console = Console(soft_wrap=True)
     computed = sum(row["done"] for row in summary["stages"].values()) - summary["restored_blocks"]
+    skipped = sum(row["skipped"] for row in summary["stages"].values())
     console.print(
         f"{summary['status']}: {computed} blocks computed, {summary['restored_blocks']} were done before, "
-        f"{summary['wall_seconds']:.1f} s",
+        f"{f'{skipped} skipped, ' if skipped else ''}{summary['wall_seconds']:.1f} s",
         highlight=False,
     )
     for alarm in summary["alarms"]:

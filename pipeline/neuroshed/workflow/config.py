@@ -32,6 +32,7 @@ from neuroshed.kernels.adjust import MAX_SMOOTH
 from neuroshed.kernels.scores import Score
 from neuroshed.kernels.waterz import SCORES
 from neuroshed.stages.affinities import AffinityConvention
+from neuroshed.stages.masks import MaskOptions
 from neuroshed.stages.semantics import MAX_CLASSES
 from neuroshed.storage.foreign import ForeignModel
 from neuroshed.storage.locations import Location
@@ -220,6 +221,9 @@ class Workflow(_Strict):
     """
     semantics: SemanticOptions | None = None
     """Classes of tissue that are not merged with each other."""
+    masks: tuple[MaskOptions, ...] = ()
+    """Which voxels are segmented: those that every mask allows. The others have label 0, and no edge leads to them.
+    Blocks without any are left out of the run."""
     box: Box | None = None
     """Trial region: [[z0, y0, x0], [z1, y1, x1]], half-open. Default: the whole volume."""
     cluster: ClusterConfig = ClusterConfig()
@@ -265,6 +269,8 @@ class Workflow(_Strict):
             raise ValueError("engine waterz has its own watershed; leave fragments.method out")
         self._check_long_range()
         self._check_fragments_keys()
+        if self.masks and Fraction(self.fragments.low) == 0:
+            raise ValueError("fragments.low is 0, so that any edge joins, also one under a mask; with masks, raise it")
         if self.image is not None and self.convention != AffinityConvention():
             raise ValueError("convention is that of given affinities; an image has none")
         if Fraction(self.fragments.low) > Fraction(self.fragments.high):

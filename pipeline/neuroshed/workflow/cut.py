@@ -99,7 +99,7 @@ def _check_done(run_folder: Location, stages: Sequence[Stage], agglomerate: Aggl
                 "run that"
             )
         counts = progress.stages[stage.fingerprint]
-        if counts.done < counts.total:
+        if counts.done + counts.skipped < counts.total:
             raise WorkflowError(
                 f"run {run_folder} has {counts.done} of {counts.total} blocks of stage {stage.title}; "
                 f"`neuroshed resume {run_folder}` goes on, then cut"

@@ -31,6 +31,7 @@ from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import check_block_shape
 from neuroshed.workflow.config import Workflow
+from neuroshed.workflow.masking import masked
 from neuroshed.workflow.prediction import check_size, plan_predict, region_of, voxel_size_warning
 
 FRONTIER_LAYERS = 4
@@ -71,6 +72,7 @@ class Plan:
                 "stage": stage.title,
                 "fingerprint": stage.fingerprint[:12],
                 "blocks": sum(len(step.grid) for step in stage.steps),
+                "skipped": sum(len(step.grid) - step.blocks_left for step in stage.steps),
                 "memory_bytes": max(stage.memory_bytes(step.name) for step in stage.steps),
                 "output_bytes": stage.output_bytes,
                 "kept": not any((stage.fingerprint, step.name) in self.droppable for step in stage.steps),
@@ -107,8 +109,9 @@ class Plan:
         total = sum(stage.output_bytes for stage in self.stages)
         source = self.fragments.source
         if isinstance(source, Predict) and (source.fingerprint, "") in self.droppable:
-            behind = max(len(source.grid) - frontier_blocks(source.grid.counts), 0)
-            total -= source.output_bytes * behind // len(source.grid)
+            blocks = source.steps[0].blocks_left
+            behind = max(blocks - frontier_blocks(source.grid.counts), 0)
+            total -= source.output_bytes * behind // max(blocks, 1)
         return total
 
 
@@ -141,7 +144,7 @@ def make_plan(workflow: Workflow) -> Plan:
     run_folder.check()
     if run_folder.size() is not None:
         raise WorkflowError(f"output {run_folder} is a file; name a folder")
-    for given in (workflow.image, workflow.affinities):
+    for given in (workflow.image, workflow.affinities, *(mask.path for mask in workflow.masks)):
         if given is not None:
             given.check()
             if run_folder.is_relative_to(given):
@@ -150,8 +153,8 @@ def make_plan(workflow: Workflow) -> Plan:
                 )
     shard_shape = workflow.shard_shape or workflow.block_shape
     check_block_shape(workflow.block_shape, shard_shape)
-    source = _source(workflow, run_folder, shard_shape)
-    fragments = _fragments(workflow, source, run_folder, shard_shape)
+    source, masks = masked(workflow, _source(workflow, run_folder, shard_shape))
+    fragments = _fragments(workflow, source, run_folder, shard_shape, masks)
     lowest = integer_threshold(Fraction(workflow.agglomerate.lowest_threshold))
     scores = None
     if isinstance(fragments, WaterzFragments):
@@ -215,12 +218,13 @@ def check_pools(stages: Sequence[Stage], cluster: ClusterConfig) -> None:
 
 
 def _fragments(
-    workflow: Workflow, source: Affinities | Predict, run_folder: Location, shard_shape: Vec
+    workflow: Workflow, source: Affinities | Predict, run_folder: Location, shard_shape: Vec, masks: dict[str, Any]
 ) -> Fragments | MutexFragments | WaterzFragments:
     options = workflow.fragments
     common: dict[str, Any] = {
         "run_folder": run_folder,
         "source": source,
+        **masks,
         "region": region_of(workflow.box, source.volume_shape),
         "block_shape": workflow.block_shape,
         "shard_shape": shard_shape,

@@ -20,6 +20,7 @@ from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.registry import parse_stage
+from neuroshed.storage.coarse import Coarse
 from neuroshed.storage.files import is_disk_full
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.locations import Location
@@ -241,8 +242,17 @@ def _difference(old: Stage, new: Stage) -> str | None:
     for name in type(old).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if name not in old.unhashed and not isinstance(before, Stage) and before != after:
-            if isinstance(before, dict):
-                keys = [key for key in before if before[key] != after.get(key)]
-                return f"{old.kind}.{name}: {', '.join(keys)} of {before.get('path', 'the input')} changed"
-            return f"{old.kind}.{name} was {before}, is {after}"
+            return f"{old.kind}.{name}{_told_difference(before, after)}"
     return None
+
+
+def _told_difference(before: Any, after: Any) -> str:
+    """How the value of a field differs; of inputs, of several the first that does, it is enough to know in what."""
+    if isinstance(before, tuple) and any(isinstance(item, Coarse) for item in before) and len(before) == len(after):
+        before, after = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+    if isinstance(before, Coarse) and isinstance(after, Coarse) and before.identity != after.identity:
+        before, after = before.identity, after.identity
+    if isinstance(before, dict):
+        keys = [key for key in before if before[key] != after.get(key)]
+        return f": {', '.join(keys)} of {before.get('path', 'the input')} changed"
+    return f" was {before}, is {after}"

@@ -101,8 +101,9 @@ def _default(lowest: int) -> list[str]:
 
 def _merges(agglomerate: Agglomerate) -> Columns:
     found: list[Columns] = []
-    for level, grid in enumerate(agglomerate.grids):
-        found += [read_node(agglomerate.node_path(f"up{level}", index), "merges")[0] for index in grid]
+    for step in agglomerate.steps:
+        nodes = filter(step.holds, step.grid)
+        found += [read_node(agglomerate.node_path(step.name, index), "merges")[0] for index in nodes]
     return {name: np.concatenate([part[name] for part in found]) for name in ("left", "right", "score")}
 
 

@@ -6,15 +6,18 @@ import random
 import uuid
 from contextlib import suppress
 
+import numpy as np
+import numpy.typing as npt
+
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import Options, restore
 from neuroshed.engine.progress import Watcher
-from neuroshed.engine.readiness import Counts
 from neuroshed.errors import RunFailedError, WorkflowError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage, Step
 from neuroshed.stages.verify import Verify
 from neuroshed.storage.journal import read_ledger
+from neuroshed.storage.ledger import Ledger
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import parse, read_yaml
 from neuroshed.workflow.folder import WORKFLOW_FILE
@@ -43,7 +46,7 @@ def verify(
         for stage in stages
         if any(ledger.dropped(stage.fingerprint, step.name, step.grid).any() for step in stage.steps)
     }
-    done = [stage for stage in stages if stage.steps and _done(stage, progress.stages)]
+    done = [s for s in stages if s.steps and s.fingerprint not in progress.lost and _done(s, ledger)]
     whole = [stage for stage in done if dropped.isdisjoint(read.fingerprint for read in (stage, *stage.upstream))]
     left_out = {
         "unfinished": [stage.title for stage in stages if stage.steps and stage not in done],
@@ -88,12 +91,22 @@ def _nothing(run_folder: Location, left_out: dict[str, list[str]]) -> str:
     return f"run {run_folder} has no finished stage to verify; `neuroshed resume {run_folder}` goes on"
 
 
-def _done(stage: Stage, counts: dict[str, Counts]) -> bool:
-    found = counts[stage.fingerprint]
-    return found.done == found.total
+def _done(stage: Stage, ledger: Ledger) -> bool:
+    """Whether all blocks are done that masks do not leave out."""
+
+    def gone(step: Step) -> npt.NDArray[np.bool_]:
+        asked = stage.fingerprint, step.name, step.grid
+        return ledger.done(*asked) | ledger.dropped(*asked) | _left_out(step)
+
+    return all(gone(step).all() for step in stage.steps)
+
+
+def _left_out(step: Step) -> npt.NDArray[np.bool_]:
+    return np.zeros(len(step.grid), np.bool_) if step.skipped is None else step.skipped.ravel()
 
 
 def _picked(step: Step, blocks: int | None, rng: random.Random) -> tuple[Vec, ...] | None:
-    if blocks is None or blocks >= len(step.grid):
+    there = np.flatnonzero(~_left_out(step))
+    if blocks is None or blocks >= there.size:
         return None
-    return tuple(step.grid.index(position) for position in sorted(rng.sample(range(len(step.grid)), blocks)))
+    return tuple(step.grid.index(int(there[place])) for place in sorted(rng.sample(range(there.size), blocks)))
