@@ -75,6 +75,7 @@ def test_every_verb_is_a_documented_function() -> None:
         "init",
         "model",
         "plan",
+        "pyramid",
         "resume",
         "retry",
         "run",

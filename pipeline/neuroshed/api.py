@@ -29,6 +29,8 @@ from neuroshed.workflow import run as runs_
 from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
+from neuroshed.workflow.levels import pyramid as pyramid
+from neuroshed.workflow.levels import with_levels
 from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.slurm_job import launcher_for
 
@@ -233,15 +235,16 @@ def import_volume(
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
     intensity: tuple[float, float] | None = None,
     block_shape: Vec | None = None,
+    pyramid: bool = False,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
 ) -> Path:
     """Bring a TIFF, HDF5, PNG, MRC or NumPy volume in as OME-Zarr, block by block; returns the path of the new volume.
 
     `voxel_size` and `offset` are in nm, z y x; the first is that of the source if it is left out. `intensity` (low,
-    high) rescales to uint8, as floating-point images need. The volume appears under its name when it is whole. Broken
-    off, the same call goes on. Raises `InputError` for a source that cannot be imported, `WorkflowError` if the target
-    is there already.
+    high) rescales to uint8, as floating-point images need; `pyramid` adds levels. The volume appears under its name
+    when it is whole. Broken off, the same call goes on. Raises `InputError` for a source that cannot be imported,
+    `WorkflowError` if the target is there already.
     """
     goal = Location.of(target).local
     if goal.exists():
@@ -259,7 +262,7 @@ def import_volume(
         block_shape=block_shape,
     )
     options = Options(cluster=cluster or ClusterConfig(), watch=watch)
-    runs_.run_stages(stage.run_folder, [stage], options, again="the same import goes on")
+    runs_.run_stages(stage.run_folder, with_levels(stage, pyramid), options, again="the same import goes on")
     stage.target.local.rename(goal)
     sync_path(goal.parent)
     shutil.rmtree(run_folder)

@@ -11,6 +11,7 @@ import pytest
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage
+from neuroshed.stages.copy import Copy
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.imports import Import
 from neuroshed.stages.registry import kinds, save_stage
@@ -43,7 +44,7 @@ def exact(place: Location, image: Path, model: Path) -> list[Stage]:
 
 
 def in_a_box(place: Location, image: Path, model: Path) -> list[Stage]:
-    return of_affinities(place, "box=[[1,2,3],[7,9,12]]")
+    return of_affinities(place, "box=[[1,2,3],[7,9,12]]", "pyramid=2")
 
 
 def mutex(place: Location, image: Path, model: Path) -> list[Stage]:
@@ -75,12 +76,16 @@ def evaluated(place: Location, image: Path, model: Path) -> list[Stage]:
     return [Contingency.of(place / "run", Location.of(image), Location.of(image), (16, 16, 16))]
 
 
+def copied(place: Location, image: Path, model: Path) -> list[Stage]:
+    return [Copy.of(place / "run", Location.of(image), "copy.zarr")]
+
+
 def verified(place: Location, image: Path, model: Path) -> list[Stage]:
     stages = exact(place, image, model)
     return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
 
 
-MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, verified]
+MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, copied, verified]
 
 
 def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:
@@ -99,12 +104,14 @@ def files(place: Location) -> set[Location]:
 def check_every_block(stages: list[Stage]) -> set[str]:
     """Run all blocks; returns the kinds of the stages."""
     for stage, step, index in blocks(stages):
-        before = files(stage.folder)
+        # Levels grow in the volume of another stage.
+        folders = {stage.folder, *(volume.path for volume in stage.written(step))}
+        before = {file for folder in folders for file in files(folder)}
         if stage.outputs(step, index):
             with pytest.raises(BlockError, match="is missing or empty, though its block is done"):
                 stage.check_outputs(step, index)
         stage.run(step, index)
-        new = files(stage.folder) - before
+        new = {file for folder in folders for file in files(folder)} - before
         assert sorted(new) == sorted(stage.outputs(step, index)), f"{stage.title} {step} {index}"
         stage.check_outputs(step, index)
     return {stage.kind for stage in stages}

@@ -68,6 +68,7 @@ def init(name: str, target: str | None) -> None:
 @click.option("--dataset", help="Array inside an HDF5 file.")
 @click.option("--range", "intensity", type=float, nargs=2, metavar="LOW HIGH", help="Rescale these values to 0..255.")
 @click.option("--block", type=int, default=None, nargs=3, metavar="Z Y X", help="Voxels of one task and file.")
+@click.option("--pyramid", is_flag=True, help="Also write smaller levels, for viewers.")
 @cluster_option
 @command
 def import_(
@@ -78,6 +79,7 @@ def import_(
     dataset: str | None,
     intensity: tuple[float, float] | None,
     block: tuple[int, int, int] | None,
+    pyramid: bool,
     cluster: str | None,
 ) -> None:
     """Bring SOURCE (TIFF stack or folder, PNG folder, HDF5, MRC, .npy) in as the OME-Zarr volume TARGET.
@@ -95,6 +97,7 @@ def import_(
             dataset=dataset,
             intensity=intensity,
             block_shape=block,
+            pyramid=pyramid,
             cluster=cluster_of(cluster),
             watch=bars,
         )

@@ -12,12 +12,14 @@ from neuroshed.errors import InputError
 from neuroshed.stages.affinities import Affinities
 from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
+from neuroshed.stages.copy import Copy
 from neuroshed.stages.drift import Drift
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.imports import Import
 from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.predict import Predict
+from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.verify import Verify
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
@@ -27,11 +29,13 @@ _KINDS: list[type[Stage]] = [
     Affinities,
     Agglomerate,
     Contingency,
+    Copy,
     Fragments,
     Import,
     MutexFragments,
     Drift,
     Predict,
+    Pyramid,
     Segment,
     Verify,
     WaterzFragments,

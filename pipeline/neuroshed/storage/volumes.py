@@ -184,8 +184,8 @@ class Volume:
             yield self._root / self.array.metadata.encode_chunk_key((*lead, *index))
 
 
-def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None) -> Volume:
-    """Open an OME-Zarr 0.4 or 0.5 image (its finest level) or a plain Zarr array, read-only.
+def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None, level: int = 0) -> Volume:
+    """Open an OME-Zarr 0.4 or 0.5 image (its finest level, or another) or a plain Zarr array, read-only.
 
     A plain array without OME metadata gets a voxel size of 1 nm. Leading axes of length 1 (time, channel) are dropped.
     `axes` says that the array has channels, and in which order its last four axes are stored, such as `xyzc`.
@@ -214,7 +214,8 @@ def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None
         hint = f"; name one of its arrays: {', '.join(arrays)}" if arrays else ""
         raise InputError(f"{path} is a Zarr group without OME-Zarr multiscales{hint}")
     try:
-        return _describe(path, _finest(path, node, images[0]), images[0], attributes, axes)
+        image = images[0] | {"datasets": images[0]["datasets"][level:]}
+        return _describe(path, _finest(path, node, image), image, attributes, axes)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} has broken OME-Zarr metadata ({type(error).__name__}: {error}); write it again with its own tool"
