@@ -71,6 +71,7 @@ def test_every_verb_is_a_documented_function() -> None:
         "demo",
         "doctor",
         "evaluate",
+        "export",
         "import",
         "init",
         "model",

@@ -29,6 +29,7 @@ from neuroshed.workflow import run as runs_
 from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
+from neuroshed.workflow.exports import export as export
 from neuroshed.workflow.levels import pyramid as pyramid
 from neuroshed.workflow.levels import with_levels
 from neuroshed.workflow.plan import Plan, make_plan

@@ -14,6 +14,7 @@ from neuroshed.stages.base import Stage
 from neuroshed.stages.copy import Copy
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.imports import Import
+from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.registry import kinds, save_stage
 from neuroshed.stages.verify import Verify
 from neuroshed.storage.locations import Location
@@ -80,12 +81,16 @@ def copied(place: Location, image: Path, model: Path) -> list[Stage]:
     return [Copy.of(place / "run", Location.of(image), "copy.zarr")]
 
 
+def precomputed(place: Location, image: Path, model: Path) -> list[Stage]:
+    return [Precomputed.of(place / "run", Location.of(image), "new")]
+
+
 def verified(place: Location, image: Path, model: Path) -> list[Stage]:
     stages = exact(place, image, model)
     return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
 
 
-MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, copied, verified]
+MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, copied, precomputed, verified]
 
 
 def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:

@@ -1,6 +1,8 @@
-"""Commands about volumes: volume info, pyramid."""
+"""Commands about volumes: volume info, pyramid, export."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -55,3 +57,64 @@ def pyramid(path: str, labels: bool | None, levels: int | None, cluster: str | N
     with Bars() as bars:
         found = api.pyramid(path, labels=labels, levels=levels, cluster=cluster_of(cluster), watch=bars)
     show(found, as_json, lambda told: click.echo(f"{told['volume']} has {len(told['shapes'])} levels"))
+
+
+@main.command()
+@click.argument("source", metavar="VOLUME")
+@click.argument("target")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["ome-zarr", "precomputed"]),
+    default="ome-zarr",
+    show_default=True,
+    help="Neuroglancer's precomputed format is sharded, segmentations as compressed_segmentation.",
+)
+@click.option("--threshold", help="Which segmentation, if VOLUME is a run with several.")
+@click.option("--image", help="OME-Zarr: write this image, with VOLUME among its labels.")
+@click.option("--labels/--no-labels", default=None, help="What VOLUME holds. Default: labels from 32-bit integers on.")
+@click.option(
+    "--encoding", type=click.Choice(["raw", "png", "jpeg"]), help="Precomputed images. Default: raw, lossless."
+)
+@click.option(
+    "--voxel-offset",
+    type=int,
+    nargs=3,
+    metavar="Z Y X",
+    help="Precomputed: of the first voxel. Default: VOLUME's.",
+)
+@cluster_option
+@command
+def export(
+    source: str,
+    target: str,
+    form: Any,
+    threshold: str | None,
+    image: str | None,
+    labels: bool | None,
+    encoding: Any,
+    voxel_offset: tuple[int, int, int] | None,
+    cluster: str | None,
+) -> None:
+    """Write VOLUME, or the segmentation of a run, to TARGET for other programs; TARGET appears when it is whole.
+
+    Example: neuroshed export run1 run1.precomputed --threshold 0.5 --format precomputed
+
+    Image and labels in one OME-Zarr: neuroshed export run1 both.zarr --threshold 0.5 --image a.zarr
+    """
+    from neuroshed import api
+
+    with Bars() as bars:
+        path = api.export(
+            source,
+            target,
+            format=form,
+            image=image,
+            threshold=threshold,
+            labels=labels,
+            encoding=encoding,
+            voxel_offset=voxel_offset,
+            cluster=cluster_of(cluster),
+            watch=bars,
+        )
+    click.echo(f"wrote {path}")

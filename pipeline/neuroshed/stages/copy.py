@@ -7,14 +7,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.storage.identity import volume_identity
+from neuroshed.storage.labels import LABELS
 from neuroshed.storage.locations import Location
 from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
 BLOCK_SIDE = 4 * CHUNK_SIDE
+SEGMENTATION = "segmentation"
+"""Name of a segmentation among the labels of an image."""
 
 
 class Copy(Stage):
@@ -32,11 +36,17 @@ class Copy(Stage):
     offset: tuple[float, float, float]
     dtype: str
     """Without byte order, which is this machine's."""
+    image: Copy | None = None
+    """An image in whose group of labels the copy lies."""
 
     @classmethod
     def of(cls, run_folder: Location, given: Location, name: str) -> Copy:
         """Plan a copy. Raises `InputError` if the volume cannot be read."""
         volume = open_volume(given)
+        if volume.channels is not None and volume.voxel_offsets is None:
+            raise InputError(
+                f"{given} has {volume.channels} channels; copied are images, labels and affinities of ours"
+            )
         z, y, x = (min(-(-side // CHUNK_SIDE) * CHUNK_SIDE, BLOCK_SIDE) for side in volume.shape)
         return cls(
             run_folder=run_folder,
@@ -49,6 +59,23 @@ class Copy(Stage):
             offset=volume.offset,
             dtype=volume.dtype.name,
         )
+
+    @classmethod
+    def beside(cls, image: Copy, given: Location) -> Copy:
+        """Plan the copy of a segmentation among the labels of the copy of an image.
+
+        Raises `WorkflowError` unless it has the same voxels, `InputError` if it cannot be read.
+        """
+        copy = cls.of(image.run_folder, given, SEGMENTATION)
+        for word in ("volume_shape", "voxel_size", "offset"):
+            mine, other = getattr(copy, word), getattr(image, word)
+            if not np.allclose(mine, other, rtol=1e-4, atol=1e-3):
+                name = word.replace("_", " ")
+                raise WorkflowError(
+                    f"{given} has {name} {list(mine)}, the image {image.given} has {list(other)}; labels have the "
+                    "voxels of their image: name that one, or export the segmentation by itself"
+                )
+        return copy.model_copy(update={"image": image, "block_shape": image.block_shape})
 
     @property
     def title(self) -> str:
@@ -63,7 +90,7 @@ class Copy(Stage):
     @property
     def target(self) -> Location:
         """The copy, in the stage's own folder: the caller moves it when it is whole."""
-        return self.folder / self.name
+        return self.folder / self.name if self.image is None else self.image.target / LABELS / self.name
 
     @cached_property
     def _source(self) -> Volume:

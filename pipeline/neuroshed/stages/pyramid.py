@@ -77,6 +77,8 @@ class Pyramid(Stage):
             shape, size, region = source.volume_shape, source.voxel_size, Box.of_shape(source.volume_shape)
             shards, dtype = source.block_shape, source.dtype
         factors = level_factors(shape, size, None if pyramid is True else int(pyramid))
+        if np.dtype(dtype).kind not in "ui":
+            raise InputError(f"the volume holds {dtype}; levels are made of integers")
         found = is_labels(np.dtype(dtype)) if labels is None else labels
         if not factors and found:
             return None

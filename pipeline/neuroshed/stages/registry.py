@@ -18,6 +18,7 @@ from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.imports import Import
 from neuroshed.stages.mutex import MutexFragments
+from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
@@ -34,6 +35,7 @@ _KINDS: list[type[Stage]] = [
     Import,
     MutexFragments,
     Drift,
+    Precomputed,
     Predict,
     Pyramid,
     Segment,
