@@ -8,8 +8,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorstore
+import tifffile
 import yaozarrs
 import zarr
 from cloudvolume import CloudVolume
@@ -21,11 +23,13 @@ import neuroshed
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import InputError, RunFailedError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.stages import tiff
 from neuroshed.stages.precomputed import Precomputed
 from neuroshed.storage import precomputed
 from neuroshed.storage.levels import open_levels
 from neuroshed.storage.locations import Location
 from neuroshed.storage.precomputed import Scale
+from neuroshed.storage.sources import open_source
 from neuroshed.storage.volumes import create_volume
 
 from ..promises.chunks import random_affinities, write_affinities
@@ -255,3 +259,39 @@ def test_the_segmentation_of_a_run(tmp_path: Path) -> None:
     (Path(summary["segmentations"]["0.3"]).parent / "stage.json").unlink()
     with pytest.raises(WorkflowError, match=r"has 0 of \d+ blocks of stage segment 0\.3"):
         neuroshed.export(tmp_path / "run", tmp_path / "out2", **options, threshold="0.3")
+
+
+@pytest.mark.parametrize(("dtype", "written"), [("uint8", "uint8"), ("uint16", "uint16"), ("uint64", "uint32")])
+@pytest.mark.parametrize("limit", [1, 64 * 150 * 128 * 4, 2**30])
+def test_tiff_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, written: str, limit: int) -> None:
+    monkeypatch.setattr(tiff, "PART_BYTES", limit)
+    data = voxels(written).astype(dtype)
+    source = write(tmp_path / "a.zarr", data)
+    target = neuroshed.export(source, tmp_path / "out", format="tiff", cluster=HERE)
+    files = sorted(target.iterdir())
+    assert [file.name for file in files[::69]] == ["z00000.tif", "z00069.tif"]
+    assert len(files) == len(data)
+    assert_array_equal(tifffile.imread(files), data)
+    with tifffile.TiffFile(files[3]) as file:
+        (page,) = file.pages
+        assert (page.dtype, page.compression, page.tags["XResolution"].value) == (written, 1, (250, 1))
+        assert file.imagej_metadata["spacing"] == 0.04
+    if written != "uint32":
+        # An independent reader.
+        assert_array_equal(np.asarray(PIL.Image.open(files[69])), data[69])
+    # Our own import takes the size of voxels from them.
+    opened = open_source(target)
+    assert (opened.voxel_size, opened.dtype, opened.shape) == (SIZE, written, SHAPE)
+    assert_array_equal(opened.read(Box((60, 3, 5), (66, 140, 190))), data[60:66, 3:140, 5:190])
+
+
+def test_labels_that_tiffs_cannot_hold(tmp_path: Path) -> None:
+    data = np.zeros((4, 5, 6), np.uint64)
+    data[2, 3, 4] = 2**32
+    source = write(tmp_path / "a.zarr", data)
+    with pytest.raises(RunFailedError, match=r"more than the 32 bits .* first at voxel \[2, 3, 4\]; export it"):
+        neuroshed.export(source, tmp_path / "out", format="tiff", cluster=HERE)
+    assert not (tmp_path / "out").exists()
+    affinities = write(tmp_path / "b.zarr", np.zeros((3, 4, 5, 6), np.uint8))
+    with pytest.raises(InputError, match="holds uint8 with 3 channels; TIFF sections hold one of"):
+        neuroshed.export(affinities, tmp_path / "out", format="tiff", cluster=HERE)

@@ -16,6 +16,7 @@ from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.imports import Import
 from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.registry import kinds, save_stage
+from neuroshed.stages.tiff import Tiff
 from neuroshed.stages.verify import Verify
 from neuroshed.storage.locations import Location
 from neuroshed.storage.models import load_model, save_model
@@ -85,12 +86,29 @@ def precomputed(place: Location, image: Path, model: Path) -> list[Stage]:
     return [Precomputed.of(place / "run", Location.of(image), "new")]
 
 
+def sections(place: Location, image: Path, model: Path) -> list[Stage]:
+    return [Tiff.of(place / "run", Location.of(image), "new")]
+
+
 def verified(place: Location, image: Path, model: Path) -> list[Stage]:
     stages = exact(place, image, model)
     return [*stages, Verify(run_folder=place / "verify", target=stages[1], step="")]
 
 
-MAKERS = [exact, in_a_box, mutex, waterz, predicted, levelled, imported, evaluated, copied, precomputed, verified]
+MAKERS = [
+    exact,
+    in_a_box,
+    mutex,
+    waterz,
+    predicted,
+    levelled,
+    imported,
+    evaluated,
+    copied,
+    precomputed,
+    sections,
+    verified,
+]
 
 
 def blocks(stages: Iterable[Stage]) -> Iterable[tuple[Stage, str, Vec]]:

@@ -65,10 +65,10 @@ def pyramid(path: str, labels: bool | None, levels: int | None, cluster: str | N
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["ome-zarr", "precomputed"]),
+    type=click.Choice(["ome-zarr", "precomputed", "tiff"]),
     default="ome-zarr",
     show_default=True,
-    help="Neuroglancer's precomputed format is sharded, segmentations as compressed_segmentation.",
+    help="precomputed is Neuroglancer's, sharded; tiff a folder of uncompressed sections.",
 )
 @click.option("--threshold", help="Which segmentation, if VOLUME is a run with several.")
 @click.option("--image", help="OME-Zarr: write this image, with VOLUME among its labels.")

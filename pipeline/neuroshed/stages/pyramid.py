@@ -247,7 +247,7 @@ class Pyramid(Stage):
         if step == TELL:
             return 64 << 20
         number = _number(step)
-        return (16 << 20) + item * (3 * _size(self._shards(number)) + 4 * _size(self._shards(number - 1)))
+        return (24 << 20) + item * (3 * _size(self._shards(number)) + 5 * _size(self._shards(number - 1)))
 
 
 def _number(step: str) -> int:

@@ -33,7 +33,7 @@ def level_factors(shape: Vec, voxel_size: Sequence[float], levels: int | None = 
     The finest axes are halved first: those with voxels of up to 1.5 times the shortest side, until all are alike.
 
     >>> level_factors((200, 1000, 1000), (40, 4, 4))
-    [(1, 2, 2), (1, 2, 2), (1, 2, 2)]
+    [(1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2)]
     >>> level_factors((300, 300, 300), (8, 8, 8))
     [(2, 2, 2), (2, 2, 2)]
     >>> level_factors((300, 300, 300), (8, 8, 8), levels=1), level_factors((128, 90, 1), (8, 8, 8))

@@ -136,6 +136,11 @@ def _voxel_size(file: Any) -> VoxelSize | None:
     return of_imagej(file.imagej_metadata, (found[0][0] / found[0][1], found[1][0] / found[1][1]))
 
 
+def _voxel_size_of(path: Path) -> VoxelSize | None:
+    with tifffile.TiffFile(path) as file:
+        return _voxel_size(file)
+
+
 class SectionFolder:
     """A folder of sections, one grey image a file, in natural order (section 2 before section 10).
 
@@ -155,7 +160,7 @@ class SectionFolder:
         for file in self._files if check else ():
             self._check_section(file)
         self.description = f"folder of {len(self._files)} {'PNG' if self._png else 'TIFF'} sections"
-        self.voxel_size: VoxelSize | None = None
+        self.voxel_size = None if self._png else _voxel_size_of(self._files[0])
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` naming the section that cannot be decoded or differs."""

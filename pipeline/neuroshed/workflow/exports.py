@@ -1,4 +1,4 @@
-"""Volumes for other programs: OME-Zarr with all that viewers want of it, and Neuroglancer's precomputed format."""
+"""Volumes for other programs: OME-Zarr with all that viewers want of it, Neuroglancer's precomputed format, TIFFs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from neuroshed.stages.copy import Copy
 from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
+from neuroshed.stages.tiff import Tiff
 from neuroshed.storage.files import sync_path
 from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.labels import announce_labels
@@ -26,7 +27,7 @@ from neuroshed.workflow.folder import PLAN_FILE
 from neuroshed.workflow.levels import with_levels
 from neuroshed.workflow.run import planned_stages, run_stages
 
-Format = Literal["ome-zarr", "precomputed"]
+Format = Literal["ome-zarr", "precomputed", "tiff"]
 PathLike = str | os.PathLike[str] | Location
 
 
@@ -48,7 +49,8 @@ def export(
     `ome-zarr`: a copy with levels; with an `image` of the same shape and place, an OME-Zarr of that with the
     segmentation in its `labels` group. `precomputed`: Neuroglancer's format, with the levels that the volume has,
     images in `encoding` raw (the default), png or jpeg; `voxel_offset` (z y x) is that of the first voxel if not as
-    the volume says. `labels` says what the volume holds (None: labels if it holds integers of 32 or 64 bits).
+    the volume says. `tiff`: a folder of sections of the finest level, of at most 32 bits. `labels` says what the volume
+    holds (None: labels if it holds integers of 32 or 64 bits).
 
     The target appears when it is whole. Broken off, the same call goes on. Raises `InputError` for a volume that the
     format cannot hold, `WorkflowError` if the target is there already or options do not fit.
@@ -63,13 +65,16 @@ def export(
     source = _volume_of(Location.of(volume), threshold)
     # Beside the target, so that a second call finds what the first one did, and gone at the end.
     run_folder = Location.of(goal.with_name(f".{goal.name}.export"))
-    made: Copy | Precomputed
+    made: Copy | Precomputed | Tiff
     beside: Copy | None = None
     stages: list[Stage]
     if format == "precomputed":
         made = Precomputed.of(
             run_folder, source, goal.name, labels=labels, encoding=encoding, voxel_offset=voxel_offset
         )
+        stages = [made]
+    elif format == "tiff":
+        made = Tiff.of(run_folder, source, goal.name)
         stages = [made]
     elif image is None:
         made = Copy.of(run_folder, source, goal.name)
