@@ -30,7 +30,7 @@ from neuroshed.storage.levels import open_levels
 from neuroshed.storage.locations import Location
 from neuroshed.storage.precomputed import Scale
 from neuroshed.storage.sources import open_source
-from neuroshed.storage.volumes import create_volume
+from neuroshed.storage.volumes import create_volume, open_volume
 
 from ..promises.chunks import random_affinities, write_affinities
 
@@ -221,6 +221,15 @@ def test_an_image_with_labels(tmp_path: Path) -> None:
     (channel,) = json.loads((target / "zarr.json").read_bytes())["attributes"]["ome"]["omero"]["channels"]
     window = channel["window"]
     assert 0 == window["min"] < window["start"] < window["end"] <= window["max"] == 255
+
+
+def test_labels_that_do_not_say_where_they_are(tmp_path: Path) -> None:
+    image = write(tmp_path / "a.zarr", voxels("uint8"))
+    labels = create_volume(tmp_path / "b.zarr", shape=SHAPE, dtype="uint64", shard_shape=SHAPE, voxel_size=(1, 1, 1))
+    labels.write(labels.box, voxels("uint64"))
+    target = neuroshed.export(tmp_path / "b.zarr", tmp_path / "both.zarr", image=image, cluster=HERE)
+    found = open_volume(target / "labels/segmentation")
+    assert (found.voxel_size, found.offset) == (SIZE, OFFSET)
 
 
 def test_labels_of_other_voxels(tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ class BlockStage(Stage):
         low, high = (add(side, as_vec(adjust.reach(self.smooth))) for side in self.halo)
         return (Step("", self.grid, needs(self.source, low=low, high=high)),)
 
+    def is_there(self, index: Vec) -> bool:
+        """Whether there is a block of that index."""
+        return self.grid.holds(index)
+
     def place(self, box: Box) -> Place:
         """Where a block lies."""
         return Place(box, self.region, self.source.volume_shape)

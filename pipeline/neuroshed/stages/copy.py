@@ -17,6 +17,8 @@ from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
 BLOCK_SIDE = 4 * CHUNK_SIDE
+NOWHERE = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+"""Voxel size and offset of volumes that do not say theirs."""
 SEGMENTATION = "segmentation"
 """Name of a segmentation among the labels of an image."""
 
@@ -62,11 +64,14 @@ class Copy(Stage):
 
     @classmethod
     def beside(cls, image: Copy, given: Location) -> Copy:
-        """Plan the copy of a segmentation among the labels of the copy of an image.
+        """Plan the copy of a segmentation among the labels of the copy of an image. One that does not say where it
+        lies, as it comes from affinities that did not, lies where the image does.
 
         Raises `WorkflowError` unless it has the same voxels, `InputError` if it cannot be read.
         """
         copy = cls.of(image.run_folder, given, SEGMENTATION)
+        if (copy.voxel_size, copy.offset) == NOWHERE:
+            copy = copy.model_copy(update={"voxel_size": image.voxel_size, "offset": image.offset})
         for word in ("volume_shape", "voxel_size", "offset"):
             mine, other = getattr(copy, word), getattr(image, word)
             if not np.allclose(mine, other, rtol=1e-4, atol=1e-3):

@@ -226,12 +226,19 @@ class Pyramid(Stage):
         factor = self.factors[number - 1]
         windows = Box(mul(part.start, factor), mul(part.stop, factor)).intersect(above.box)
         inside = windows.intersect(self._box(number - 1, self.region))
-        found = above.read(inside, None if channel is None else slice(channel, channel + 1))
-        plain = found if channel is None else found[0]
-        if inside != windows:
-            plain = np.zeros(windows.shape, above.dtype)
-            plain[inside.slices(windows.start)] = found if channel is None else found[0]
+        plain = np.zeros(windows.shape, above.dtype)
+        for box in self._written_parts(number - 1, inside):
+            found = above.read(box, None if channel is None else slice(channel, channel + 1))
+            plain[box.slices(windows.start)] = found if channel is None else found[0]
         return downsample.mode(plain, factor) if self.labels else downsample.mean(plain, factor)
+
+    def _written_parts(self, number: int, box: Box) -> list[Box]:
+        """Those parts of a box of a level in which there is something to read; elsewhere it is 0."""
+        if number or not isinstance(self.source, Segment):
+            return [box]
+        blocks = self.source.agglomerate.fragments
+        there = filter(blocks.is_there, blocks.grid.touching(box))
+        return [blocks.grid.block_box(index).intersect(box) for index in there]
 
     @property
     def output_bytes(self) -> int:

@@ -35,6 +35,8 @@ def pyramid(
     is so small that it needs none.
     """
     path = Location.of(volume)
+    if not path.can_list:
+        raise WorkflowError(f"{path} is on a web server and cannot be changed; copy it with `neuroshed export`")
     # Beside the volume, so that a second call finds what the first one did, and gone at the end.
     run_folder = path.parent / f".{path.name}.pyramid"
     goes_on = run_folder.exists()
