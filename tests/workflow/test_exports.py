@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,7 +16,6 @@ import tensorstore
 import tifffile
 import yaozarrs
 import zarr
-from cloudvolume import CloudVolume
 from numpy.testing import assert_array_equal
 from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
@@ -36,6 +37,17 @@ from ..promises.chunks import random_affinities, write_affinities
 
 HERE = ClusterConfig.model_validate("in-process:2")
 SHAPE, SIZE, OFFSET = (70, 150, 201), (40.0, 8.0, 4.0), (-120.0, 40.0, 400.0)
+
+
+@pytest.fixture(scope="module")
+def cloud_volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """cloud-volume's reader; the locks that it keeps are not left in the home folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("CLOUD_FILES_DIR", "CLOUD_VOLUME_DIR"):
+            patched.setenv(name, str(tmp_path_factory.mktemp("cloud")))
+        from cloudvolume import CloudVolume
+
+        yield lambda path, mip=0: CloudVolume(f"file://{path}", mip=mip, progress=False, fill_missing=False)
 
 
 def voxels(dtype: str, shape: Vec = SHAPE) -> np.ndarray:
@@ -64,7 +76,9 @@ def write(path: Path, data: np.ndarray, offset: tuple[float, float, float] = OFF
 
 
 @pytest.mark.parametrize("dtype", ["uint64", "uint32", "uint8", "uint16"])
-def test_cloud_volume_reads_all_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+def test_cloud_volume_reads_all_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud_volume: Callable[..., Any], dtype: str
+) -> None:
     monkeypatch.setattr(precomputed, "SHARD_BYTES", 2 * 64**3 * np.dtype(dtype).itemsize)
     data = voxels(dtype)
     source = write(tmp_path / "a.zarr", data, levels=2)
@@ -74,7 +88,7 @@ def test_cloud_volume_reads_all_levels(tmp_path: Path, monkeypatch: pytest.Monke
     # Voxels of 40 x 8 x 4 nm: x is halved first, then y and x.
     assert [level.shape for level in levels] == [SHAPE, (70, 150, 101), (70, 75, 51)]
     for number, (level, offset) in enumerate(zip(levels, [(-3, 5, 100), (-3, 5, 50), (-3, 2, 25)], strict=True)):
-        read = CloudVolume(f"file://{target}", mip=number, progress=False, fill_missing=False)
+        read = cloud_volume(target, number)
         assert read.layer_type == ("segmentation" if dtype in ("uint64", "uint32") else "image")
         assert read.resolution.tolist() == list(level.voxel_size[::-1])
         assert read.bounds.minpt.tolist() == list(offset[::-1])
@@ -85,14 +99,14 @@ def test_cloud_volume_reads_all_levels(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((target / "4_8_40").iterdir())) > 2
 
 
-def test_channels_and_places(tmp_path: Path) -> None:
+def test_channels_and_places(tmp_path: Path, cloud_volume: Callable[..., Any]) -> None:
     data = np.stack([voxels("uint8", (9, 20, 70)) + number for number in range(3)]).astype(np.uint8)
     source = write(tmp_path / "a.zarr", data, offset=(10.0, 0.0, 0.0))
     options = {"format": "precomputed", "cluster": HERE}
     with pytest.raises(WorkflowError, match=r"no whole number of its voxels .* give `--voxel-offset Z Y X`"):
         neuroshed.export(source, tmp_path / "out", **options)
     neuroshed.export(source, tmp_path / "out", **options, voxel_offset=(1, 2, 3))
-    read = CloudVolume(f"file://{tmp_path / 'out'}", progress=False)
+    read = cloud_volume(tmp_path / "out")
     assert read.bounds.minpt.tolist() == [3, 2, 1]
     assert_array_equal(np.asarray(read[:, :, :]).T, data)
     with pytest.raises(WorkflowError, match="encoding png is none for an image of uint8 with 3 channels"):
@@ -164,7 +178,9 @@ def test_a_shard_by_hand(tmp_path: Path) -> None:
         place += size
 
 
-def test_a_broken_off_export_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_off_export_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud_volume: Callable[..., Any]
+) -> None:
     monkeypatch.setattr(precomputed, "SHARD_BYTES", 2 * 64**3 * 8)
     data = voxels("uint64")
     source = write(tmp_path / "a.zarr", data)
@@ -186,7 +202,7 @@ def test_a_broken_off_export_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Precomputed, "run", lambda self, *block: ran.append(block[1]) or run(self, *block))
     neuroshed.export(source, tmp_path / "out", **options)
     assert ran == [(1, 1, 1)]
-    read = CloudVolume(f"file://{tmp_path / 'out'}", progress=False)
+    read = cloud_volume(tmp_path / "out")
     assert_array_equal(np.asarray(read[:, :, :])[..., 0].T, data)
     with pytest.raises(WorkflowError, match="exists already"):
         neuroshed.export(source, tmp_path / "out", **options)
@@ -253,7 +269,7 @@ def test_affinities_are_valid_too(tmp_path: Path) -> None:
     assert_array_equal(copied.read(copied.box), data)
 
 
-def test_the_segmentation_of_a_run(tmp_path: Path) -> None:
+def test_the_segmentation_of_a_run(tmp_path: Path, cloud_volume: Callable[..., Any]) -> None:
     path = write_affinities(tmp_path / "affinities.zarr", random_affinities(np.random.default_rng(2), (9, 13, 18), 256))
     settings = [f"affinities={path}", f"output={tmp_path / 'run'}", "block_shape=[4,8,8]", "cluster=in-process:2"]
     summary = neuroshed.run("stitch", [*settings, "pyramid=1"])
@@ -262,7 +278,7 @@ def test_the_segmentation_of_a_run(tmp_path: Path) -> None:
         neuroshed.export(tmp_path / "run", tmp_path / "out", **options)
     neuroshed.export(tmp_path / "run", tmp_path / "out", **options, threshold="0.5")
     for number, level in enumerate(open_levels(Location.of(summary["segmentations"]["0.5"]))):
-        read = CloudVolume(f"file://{tmp_path / 'out'}", mip=number, progress=False)
+        read = cloud_volume(tmp_path / "out", number)
         assert_array_equal(np.asarray(read[:, :, :])[..., 0].T, level.read(level.box))
     # What is not whole is not exported as if it were.
     (Path(summary["segmentations"]["0.3"]).parent / "stage.json").unlink()

@@ -108,7 +108,7 @@ def _volume_of(place: Location, threshold: str | None) -> Location:
     _, progress, _ = restore(read_ledger(place), stages)
     for stage in (segment, *(last for last in stages if isinstance(last, Pyramid) and last.path == segment.path)):
         counts = progress.stages[stage.fingerprint]
-        if counts.done < counts.total:
+        if counts.done + counts.skipped < counts.total:
             raise WorkflowError(
                 f"run {place} has {counts.done} of {counts.total} blocks of stage {stage.title}; `neuroshed resume "
                 f"{place}` goes on, then export"
