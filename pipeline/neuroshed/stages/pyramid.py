@@ -21,7 +21,7 @@ from neuroshed.stages.copy import Copy
 from neuroshed.stages.imports import Import
 from neuroshed.stages.segment import Segment
 from neuroshed.storage.identity import volume_identity
-from neuroshed.storage.inspection import display_window
+from neuroshed.storage.inspection import SAMPLE_SIDE, SAMPLES, display_window
 from neuroshed.storage.levels import (
     announce_levels,
     create_level,
@@ -35,6 +35,8 @@ from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
 
 TELL = "tell"
+FIXED_BYTES = 64 << 20
+"""What a first block takes beside its voxels: compiled kernels, codecs and their threads."""
 
 
 class Pyramid(Stage):
@@ -252,9 +254,9 @@ class Pyramid(Stage):
         """
         item = np.dtype(self.dtype).itemsize
         if step == TELL:
-            return 64 << 20
+            return FIXED_BYTES + 4 * item * SAMPLES * SAMPLE_SIDE**3
         number = _number(step)
-        return (24 << 20) + item * (3 * _size(self._shards(number)) + 5 * _size(self._shards(number - 1)))
+        return FIXED_BYTES + item * (3 * _size(self._shards(number)) + 5 * _size(self._shards(number - 1)))
 
 
 def _number(step: str) -> int:
