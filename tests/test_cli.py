@@ -71,10 +71,12 @@ def test_every_verb_is_a_documented_function() -> None:
         "demo",
         "doctor",
         "evaluate",
+        "export",
         "import",
         "init",
         "model",
         "plan",
+        "pyramid",
         "resume",
         "retry",
         "run",
@@ -206,6 +208,22 @@ def test_import_of_floats_in_blocks(tmp_path: Path) -> None:
     volume = open_volume(tmp_path / "a.zarr")
     assert (volume.dtype, volume.shard_shape) == (np.uint8, (2, 4, 4))
     assert volume.read(volume.box).ravel()[[0, 16, 40]].tolist() == [0, 130, 255]
+
+
+def test_levels_and_exports(tmp_path: Path) -> None:
+    data = np.random.default_rng(2).integers(0, 250, (6, 40, 150), np.uint8)
+    np.save(tmp_path / "a.npy", data)
+    path, here = tmp_path / "a.zarr", ("--cluster", "in-process:1")
+    assert call("import", tmp_path / "a.npy", path, "--voxel-size", 8, 8, 8, *here).exit_code == 0
+    assert call("pyramid", path, *here).stdout == f"{path} has 2 levels\n"
+    assert f"{path} has 2 levels already" in refusal("pyramid", path, *here)
+    for form, file in (("precomputed", "16_16_16/0.shard"), ("tiff", "z00005.tif"), ("ome-zarr", "1/zarr.json")):
+        target = tmp_path / form
+        assert call("export", path, target, "--format", form, *here).stdout == f"wrote {target}\n"
+        assert (target / file).is_file()
+        assert f"target {target} exists already" in refusal("export", path, target, "--format", form, *here)
+    assert "is no run" in refusal("export", path, tmp_path / "b", "--threshold", "0.5", *here)
+    assert "those of format precomputed" in refusal("export", path, tmp_path / "b", "--voxel-offset", *(1, 2, 3), *here)
 
 
 def test_import_and_its_mistakes(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from neuroshed.workflow import run as runs_
 from neuroshed.workflow import status as state
 from neuroshed.workflow import sweep as sweeps
 from neuroshed.workflow import verify as verifying
-from neuroshed.workflow.importing import import_volume as import_volume
 from neuroshed.workflow.check import volume_check as volume_check
+from neuroshed.workflow.exports import export as export
+from neuroshed.workflow.importing import import_volume as import_volume
+from neuroshed.workflow.levels import pyramid as pyramid
 from neuroshed.workflow.plan import Plan, make_plan
 from neuroshed.workflow.slurm_job import launcher_for
 from neuroshed.workflow.volumes import volume_compare as volume_compare

@@ -126,6 +126,8 @@ CASES = [
                 (["segmentation", "fragments"], frozenset({"segment fragments"})),
             ],
             "box": [([[0, 0, 0], [6, 8, 5]], FRAGMENTS)],
+            # Of 128 voxels a side and less there are none unless they are asked for.
+            "pyramid": [(True, NOTHING), (1, frozenset({"pyramid 0.3", "pyramid 0.5"}))],
             "semantics": [({"path": "IN/classes.zarr", "classes": [1]}, TREE)],
             "cluster.kind": [("local", NOTHING)],
             "cluster.workers": [(3, NOTHING)],

@@ -69,7 +69,7 @@ def test_commands(folder: Path) -> None:
         run.append(command.split()[1])
         if command.startswith("neuroshed init train"):
             shorten_training(folder / "train.yaml")
-    first = ["import", "plan", "run", "resume", "cut", "submit", "status", "cancel"]
+    first = ["import", "plan", "run", "resume", "cut", "export", "export", "submit", "status", "cancel"]
     assert run == [*first, "import", "evaluate", "run", "init", "train", "model", "sweep"]
 
 

@@ -5,7 +5,7 @@ asked to stop. With `--json` the result goes to standard output as one JSON obje
 standard error.
 """
 
-from neuroshed.cli import data, models, results, running, volumes, watching, workers
+from neuroshed.cli import data, exports, models, results, running, volumes, watching, workers
 from neuroshed.cli.base import main
 
-__all__ = ["data", "main", "models", "results", "running", "volumes", "watching", "workers"]
+__all__ = ["data", "exports", "main", "models", "results", "running", "volumes", "watching", "workers"]

@@ -83,6 +83,7 @@ def init(name: str, target: str | None) -> None:
 )
 @click.option("--range", "intensity", type=float, nargs=2, metavar="LOW HIGH", help="Rescale these values to 0..255.")
 @click.option("--block", type=int, default=None, nargs=3, metavar="Z Y X", help="Voxels of one task and file.")
+@click.option("--pyramid", is_flag=True, help="Also write smaller levels, for viewers.")
 @cluster_option
 @command
 def import_(
@@ -96,6 +97,7 @@ def import_(
     labels: bool | None,
     intensity: tuple[float, float] | None,
     block: tuple[int, int, int] | None,
+    pyramid: bool,
     cluster: str | None,
 ) -> None:
     """Bring SOURCE in as the OME-Zarr volume TARGET.
@@ -121,6 +123,7 @@ def import_(
             downsample=downsample,
             labels=labels,
             block_shape=block,
+            pyramid=pyramid,
             cluster=cluster_of(cluster),
             watch=bars,
         )

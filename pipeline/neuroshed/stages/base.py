@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from neuroshed.errors import BlockError
-from neuroshed.geometry import Grid, Vec, sub
+from neuroshed.geometry import Box, Grid, Vec, sub
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import delete_all, lacking
 from neuroshed.storage.volumes import Volume
@@ -172,9 +172,13 @@ class Stage(BaseModel, ABC):
         """The volumes that a step's blocks write, created if they are not there."""
         return ()
 
+    def writes(self, step: str, index: Vec) -> Box:
+        """The voxels of the step's volumes that a block writes."""
+        return next(found.grid for found in self.steps if found.name == step).block_box(index)
+
     def outputs(self, step: str, index: Vec) -> tuple[Location, ...]:
         """The files that a block writes: its tables, and the shards of its box in each volume."""
-        box = next(found.grid for found in self.steps if found.name == step).block_box(index)
+        box = self.writes(step, index)
         tables = [self.node_path(step, index)] if self.has_tables(step) else []
         return (*tables, *(file for volume in self.written(step) for file in volume.files(box)))
 

@@ -18,8 +18,8 @@ from neuroshed.model.lattice import Lattice, read_box
 from neuroshed.model.networks import Flipped, Network, Precision
 from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.drift import FIELD_BYTES, Drift
-from neuroshed.storage.identity import unchanged
 from neuroshed.stages.masks import Skipped, left_out
+from neuroshed.storage.identity import unchanged
 from neuroshed.storage.locations import Location
 from neuroshed.storage.networks import ModelChoice, Opened, open_model
 from neuroshed.storage.volumes import Volume, create_volume, open_volume

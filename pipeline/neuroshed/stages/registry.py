@@ -14,14 +14,18 @@ from neuroshed.stages.agglomerate import Agglomerate
 from neuroshed.stages.base import Stage
 from neuroshed.stages.check import Check
 from neuroshed.stages.compare import Compare
+from neuroshed.stages.copy import Copy
 from neuroshed.stages.crop import Crop
 from neuroshed.stages.drift import Drift
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.imports import Import
 from neuroshed.stages.mutex import MutexFragments
+from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.predict import Predict
+from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
+from neuroshed.stages.tiff import Tiff
 from neuroshed.stages.verify import Verify
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.locations import Location
@@ -33,12 +37,16 @@ _KINDS: list[type[Stage]] = [
     Compare,
     Contingency,
     Crop,
+    Copy,
     Fragments,
     Import,
     MutexFragments,
     Drift,
+    Precomputed,
     Predict,
+    Pyramid,
     Segment,
+    Tiff,
     Verify,
     WaterzFragments,
     WaterzScores,

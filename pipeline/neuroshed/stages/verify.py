@@ -16,6 +16,7 @@ from neuroshed.stages.base import Done, Stage, Step
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.predict import Predict
+from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.nodes import differing_column
@@ -26,7 +27,7 @@ class Verify(Stage):
 
     kind: Literal["verify"] = "verify"
     target: Annotated[
-        Agglomerate | Fragments | MutexFragments | Predict | Segment | WaterzFragments | WaterzScores,
+        Agglomerate | Fragments | MutexFragments | Predict | Pyramid | Segment | WaterzFragments | WaterzScores,
         Field(discriminator="kind"),
     ]
     step: str
@@ -69,7 +70,7 @@ class Verify(Stage):
         standing, new = self.target.node_path(self.step, block), again.node_path(self.step, block)
         if new.exists() and (column := differing_column(standing, new)):
             raise BlockError(f"{where}: column {column} of {standing} is not what computing it again gives; {remedy}")
-        box = self._verified.grid.block_box(block)
+        box = self.target.writes(self.step, block)
         for old, found in zip(self.target.written(self.step), again.written(self.step), strict=True):
             inside = box.intersect(old.box)
             differs = old.read(inside) != found.read(inside)

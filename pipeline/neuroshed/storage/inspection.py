@@ -104,3 +104,17 @@ def _name(codec: Any) -> str:
     )
     given = {key: value for key, value in values.get("configuration", {}).items() if key != "id"}
     return f"{values['name']}({', '.join(f'{key}={value}' for key, value in given.items())})"
+
+
+def display_window(volume: Volume) -> dict[str, float]:
+    """What viewers show from black to white (`start`, `end`): the percentiles 0.5 and 99.5 of samples of an image,
+    zeros left out; and the values that its type can hold (`min`, `max`).
+    """
+    found = np.concatenate([volume.read(box).ravel() for box in sample_boxes(volume, SAMPLES)])
+    limits = np.iinfo(volume.dtype)
+    least, most = float(limits.min), float(limits.max)
+    shown = found[found != 0]
+    start, end = np.percentile(shown, (0.5, 99.5)).tolist() if shown.size else (least, most)
+    if start == end:
+        start, end = least, most
+    return {"min": least, "max": most, "start": start, "end": end}

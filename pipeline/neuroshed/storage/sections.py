@@ -135,6 +135,11 @@ def _voxel_size(file: Any) -> VoxelSize | None:
     return of_imagej(file.imagej_metadata, (found[0][0] / found[0][1], found[1][0] / found[1][1]))
 
 
+def _voxel_size_of(path: Path) -> VoxelSize | None:
+    with tifffile.TiffFile(path) as file:
+        return _voxel_size(file)
+
+
 class SectionFolder(Reader):
     """A folder of sections, one grey image a file, in natural order (section 2 before section 10).
 
@@ -155,6 +160,7 @@ class SectionFolder(Reader):
         for file in self._files if check else ():
             self._check_section(file)
         self.description = f"folder of {len(self._files)} {self._image.name if self._image else 'TIFF'} sections"
+        self.voxel_size = None if self._image else _voxel_size_of(self._files[0])
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of `box`. Raises `BlockError` naming the section that cannot be decoded or differs."""

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from neuroshed.errors import InputError, WorkflowError
-from neuroshed.storage.buckets import ENDPOINT_VARIABLES
 from neuroshed.storage.locations import Location
+from neuroshed.storage.object_stores import KINDS
 
 CACHE_BYTES = 64 << 20
 """Of decoded chunks and of indices of shards, which would else be read again for each chunk."""
@@ -62,9 +62,8 @@ def key_value_store(folder: Location) -> dict[str, Any]:
     store: dict[str, Any] = {"driver": "s3", "bucket": parts.netloc, "path": f"{parts.path.strip('/')}/".lstrip("/")}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         store["aws_region"] = region
-    endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
-    if endpoint:
-        store |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+    if variable := KINDS["s3"].endpoint():
+        store |= {"endpoint": os.environ[variable], "aws_region": region or "us-east-1"}
     if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1"):
         store["aws_credentials"] = {"type": "anonymous"}
     return store

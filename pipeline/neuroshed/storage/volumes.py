@@ -195,9 +195,9 @@ class Volume:
             yield self._root / self.array.metadata.encode_chunk_key((*lead, *index))
 
 
-def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None, level: str | None = None) -> Volume:
-    """Open an OME-Zarr 0.4 or 0.5 image (its finest level, or the array of it that `level` names) or a plain Zarr
-    array, read-only.
+def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None, level: int | str = 0) -> Volume:
+    """Open an OME-Zarr 0.4 or 0.5 image or a plain Zarr array, read-only. `level` is the number of a level, 0
+    the finest, or the name of its array.
 
     A plain array without OME metadata gets a voxel size of 1 nm. Leading axes of length 1 (time, channel) are dropped.
     `axes` says that the array has channels, and in which order its last four axes are stored, such as `xyzc`.
@@ -226,9 +226,9 @@ def open_volume(path: str | os.PathLike[str] | Location, axes: str | None = None
         hint = f"; name one of its arrays: {', '.join(arrays)}" if arrays else ""
         raise InputError(f"{path} is a Zarr group without OME-Zarr multiscales{hint}")
     try:
-        image = images[0]
-        if level is not None:
-            image = image | {"datasets": [entry for entry in image["datasets"] if entry["path"] == level]}
+        levels = images[0]["datasets"]
+        chosen = levels[level:] if isinstance(level, int) else [entry for entry in levels if entry["path"] == level]
+        image = images[0] | {"datasets": chosen}
         return _describe(path, _finest(path, node, image), image, attributes, axes)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

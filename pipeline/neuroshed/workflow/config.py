@@ -219,6 +219,9 @@ class Workflow(_Strict):
     they are named; `merges`, from which `cut` makes other thresholds, and predicted `affinities`, which other
     parameters need, are deleted block by block as soon as nothing reads them any more, unless they are named.
     """
+    pyramid: bool | Annotated[int, Field(ge=1)] = False
+    """Whether each segmentation gets smaller levels for viewers beside it, down to 128 voxels a side; a number: so many
+    levels."""
     semantics: SemanticOptions | None = None
     """Classes of tissue that are not merged with each other."""
     masks: tuple[MaskOptions, ...] = ()

@@ -21,6 +21,7 @@ from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.config import decimal_text, parse, read_yaml
 from neuroshed.workflow.folder import PLAN_FILE, SUMMARY_FILE, WORKFLOW_FILE
+from neuroshed.workflow.plan import last_stages
 from neuroshed.workflow.run import planned_stages, run_stages
 from neuroshed.workflow.status import recorded
 from neuroshed.workflow.summary import Summary
@@ -55,15 +56,20 @@ def cut(
     # In the order of a plan, which begins with the fragments.
     both = sorted((*known, *new), key=lambda stage: stage.threshold != FRAGMENTS)
     planned = {stage.fingerprint: stage for stage in both}
+    last = last_stages([*planned.values()], workflow)
     values["thresholds"] = [s.threshold for s in planned.values() if s.threshold != FRAGMENTS]
     if any(stage.threshold == FRAGMENTS for stage in planned.values()):
         values["keep"] = list(dict.fromkeys([*workflow.keep, FRAGMENTS]))
     files = {
         WORKFLOW_FILE: yaml.safe_dump(values, sort_keys=False),
-        PLAN_FILE: json.dumps([stage.model_dump(mode="json") for stage in planned.values()], indent=2),
+        PLAN_FILE: json.dumps([stage.model_dump(mode="json") for stage in last], indent=2),
     }
     options = Options(cluster=cluster or workflow.cluster, failures=workflow.failures, watch=watch)
-    done = run_stages(run_folder, new, options, files, "the same command goes on")
+    # Of the new segmentations alone.
+    fresh = {stage.fingerprint for stage in new}
+    levels = [stage for stage in last if any(read.fingerprint in fresh for read in stage.upstream)]
+    made = [*new, *levels]
+    done = run_stages(run_folder, made, options, files, "the same command goes on")
     summary = recorded(Location.of(run_folder)) | {"wall_seconds": done["wall_seconds"]}
     summary["restored_blocks"] -= sum(row["done"] for row in done["stages"].values()) - done["restored_blocks"]
     (run_folder / SUMMARY_FILE).put(json.dumps(summary, indent=2).encode())

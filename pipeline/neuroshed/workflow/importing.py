@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from neuroshed.engine.config import ClusterConfig
-from neuroshed.engine.coordinator import Options
 from neuroshed.engine.progress import Watcher
-from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.imports import Import
-from neuroshed.storage.files import sync_path
-from neuroshed.storage.locations import Location
-from neuroshed.workflow.run import run_stages
-
-
-def _quiet(progress: object) -> None: ...
+from neuroshed.workflow.levels import with_levels
+from neuroshed.workflow.target import Target, quiet
 
 
 def import_volume(
@@ -32,8 +25,9 @@ def import_volume(
     downsample: Vec | None = None,
     labels: bool | None = None,
     block_shape: Vec | None = None,
+    pyramid: bool = False,
     cluster: ClusterConfig | None = None,
-    watch: Watcher = _quiet,
+    watch: Watcher = quiet,
 ) -> Path:
     """Bring a volume in as OME-Zarr, block by block; returns the path of the new volume.
 
@@ -46,20 +40,15 @@ def import_volume(
     `labels` the most frequent (the smallest of several). None: what the source says (precomputed, and OME-Zarr of
     labels), else integers of more than 16 bits are labels. The new volume's offset is the centre of its first voxel.
 
-    The volume appears under its name when it is whole. Broken off, the same call goes on. Raises `InputError` for a
-    source that cannot be imported, `WorkflowError` if the target is there already.
+    `pyramid` adds smaller levels for viewers. The volume appears under its name when it is whole. Broken off, the same
+    call goes on. Raises `InputError` for a source that cannot be imported, `WorkflowError` if the target is there
+    already.
     """
-    goal = Location.of(target).local
-    if goal.exists():
-        raise WorkflowError(f"target {goal} exists already; choose another or remove it")
-    if Location.of(goal).is_relative_to(Location.of(source)):
-        raise WorkflowError(f"target {goal} is in the source, which is never changed; choose another place")
-    # Beside the target, so that a second call finds what the first one did, and gone at the end.
-    run_folder = goal.with_name(f".{goal.name}.import")
+    new = Target.of(target, "import", source)
     stage = Import.of(
-        Location.of(run_folder),
+        new.run_folder,
         source,
-        goal.name,
+        new.goal.name,
         voxel_size,
         offset=offset,
         dataset=dataset,
@@ -69,9 +58,5 @@ def import_volume(
         labels=labels,
         block_shape=block_shape,
     )
-    options = Options(cluster=cluster or ClusterConfig(), watch=watch)
-    run_stages(stage.run_folder, [stage], options, again="the same import goes on")
-    stage.target.local.rename(goal)
-    sync_path(goal.parent)
-    shutil.rmtree(run_folder)
-    return goal
+    new.run(with_levels(stage, pyramid, labels), cluster, watch)
+    return new.finish(stage.target)

@@ -25,6 +25,7 @@ from neuroshed.stages.blocks import BlockStage
 from neuroshed.stages.fragments import Fragments
 from neuroshed.stages.mutex import MutexFragments
 from neuroshed.stages.predict import Predict
+from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import FRAGMENTS, Segment
 from neuroshed.stages.semantics import Semantics
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
@@ -50,9 +51,14 @@ class Plan:
     """One for each threshold, and one for the fragments if they are kept."""
 
     @property
+    def last(self) -> list[Stage]:
+        """The stages that all others are read by."""
+        return last_stages(self.segments, self.workflow)
+
+    @property
     def stages(self) -> list[Stage]:
         """All stages, upstream first."""
-        return ordered(self.segments)
+        return ordered(self.last)
 
     @property
     def droppable(self) -> set[tuple[str, str]]:
@@ -132,6 +138,14 @@ def droppable_steps(stages: Sequence[Stage], keep: Collection[str]) -> set[tuple
     if "merges" not in keep:
         dropped += [stage for stage in stages if isinstance(stage, BlockStage | WaterzScores | Agglomerate)]
     return {(stage.fingerprint, step.name) for stage in dropped for step in stage.steps}
+
+
+def last_stages(segments: Sequence[Segment], workflow: Workflow) -> list[Stage]:
+    """Segmentations, and their pyramids if the workflow asks for them and they are large enough to have levels."""
+    if not workflow.pyramid:
+        return [*segments]
+    pyramids = (Pyramid.of(segment.run_folder, segment, workflow.pyramid) for segment in segments)
+    return [*segments, *(pyramid for pyramid in pyramids if pyramid)]
 
 
 def make_plan(workflow: Workflow) -> Plan:

@@ -48,7 +48,7 @@ def start(plan: Plan, options: Options | None = None) -> Summary:
         workflow |= {"model": model if isinstance(model, str) else model.model_dump(mode="json", exclude_none=True)}
     files = {
         WORKFLOW_FILE: yaml.safe_dump(workflow, sort_keys=False),
-        PLAN_FILE: json.dumps([segment.model_dump(mode="json") for segment in plan.segments], indent=2),
+        PLAN_FILE: json.dumps([stage.model_dump(mode="json") for stage in plan.last], indent=2),
     }
     if isinstance(source, Predict):
         files[MODEL_CARD_FILE] = open_model(source.model).describe()

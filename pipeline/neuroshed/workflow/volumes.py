@@ -11,20 +11,17 @@ from pathlib import Path
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.coordinator import Options
 from neuroshed.engine.progress import Watcher
-from neuroshed.errors import InputError, RunFailedError, WorkflowError
+from neuroshed.errors import InputError, RunFailedError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.base import Stage
 from neuroshed.stages.compare import Compare
 from neuroshed.stages.crop import Crop
 from neuroshed.stages.passes import blocks_of, check_type, voxel_bytes
-from neuroshed.storage.files import sync_path
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.workflow.run import run_stages
 from neuroshed.workflow.summary import Summary
-
-
-def _quiet(progress: object) -> None: ...
+from neuroshed.workflow.target import Target, quiet
 
 
 def volume_crop(
@@ -34,7 +31,7 @@ def volume_crop(
     *,
     block_shape: Vec | None = None,
     cluster: ClusterConfig | None = None,
-    watch: Watcher = _quiet,
+    watch: Watcher = quiet,
 ) -> Path:
     """Write a box of a Zarr volume (None: all) as an OME-Zarr volume of its own, with its channels, type, voxel size
     and place in space; returns its path.
@@ -42,22 +39,10 @@ def volume_crop(
     It appears under its name when it is whole; broken off, the same call goes on. Raises `InputError` for a box that is
     not in the volume, `WorkflowError` if the target is there already.
     """
-    place, source = Location.of(target), Location.of(volume)
-    goal = place.local
-    if goal.exists():
-        raise WorkflowError(f"target {goal} exists already; choose another or remove it")
-    if place.is_relative_to(source):
-        raise WorkflowError(f"target {goal} is in the volume, which is never changed; choose another place")
-    # Beside the target, so that a second call finds what the first one did, and gone at the end.
-    run_folder = place.parent / f".{goal.name}.crop"
-    stage = Crop.of(run_folder, source, goal.name, box, block_shape)
-    run_stages(
-        run_folder, [stage], Options(cluster=cluster or ClusterConfig(), watch=watch), again="the same crop goes on"
-    )
-    stage.target.local.rename(goal)
-    sync_path(goal.parent)
-    run_folder.delete_tree()
-    return goal
+    new = Target.of(target, "crop", volume)
+    stage = Crop.of(new.run_folder, Location.of(volume), new.goal.name, box, block_shape)
+    new.run([stage], cluster, watch)
+    return new.finish(stage.target)
 
 
 def volume_compare(
@@ -66,7 +51,7 @@ def volume_compare(
     *,
     labels: bool = False,
     cluster: ClusterConfig | None = None,
-    watch: Watcher = _quiet,
+    watch: Watcher = quiet,
 ) -> Summary:
     """Whether two Zarr volumes hold the same, however they are stored: `same`; `layout` (what differs of shape,
     channels, voxel size, offset, type); `values_differing`, where the `first` of them is (z, y, x, after the channel if

@@ -1,0 +1,157 @@
+"""Neuroglancer's precomputed format, sharded: what `info` says, which chunks share a file, and writing whole files.
+
+As https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed describes it. Its triples are x y z,
+ours are z y x; what this module takes and returns is z y x.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore
+from pydantic import BaseModel, ConfigDict
+
+from neuroshed.errors import BlockError
+from neuroshed.geometry import Vec
+from neuroshed.storage.files import sync_entry
+from neuroshed.storage.locations import Location
+
+Encoding = Literal["compressed_segmentation", "raw", "png", "jpeg"]
+
+CHUNK: Vec = (64, 64, 64)
+SHARD_BYTES = 128 * 2**20
+"""A file holds about so many bytes before compression: large enough that files are few, small enough for a worker."""
+INFO_FILE = "info"
+
+
+class Scale(BaseModel):
+    """One level, z y x."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: Vec
+    resolution: tuple[float, float, float]
+    """nm."""
+    voxel_offset: Vec
+    """Of its first voxel, in voxels of this level."""
+
+    @property
+    def key(self) -> str:
+        """Name of its folder.
+
+        >>> Scale(shape=(1, 1, 1), resolution=(40, 4, 4), voxel_offset=(0, 0, 0)).key
+        '4_4_40'
+        """
+        return "_".join(f"{size:g}" for size in reversed(self.resolution))
+
+    @property
+    def counts(self) -> Vec:
+        """Chunks along each axis."""
+        z, y, x = (-(-side // chunk) for side, chunk in zip(self.shape, CHUNK, strict=True))
+        return z, y, x
+
+    @property
+    def bits(self) -> list[int]:
+        """The axes (0 z, 1 y, 2 x) whose bits make up a chunk's number, the lowest first: a compressed Morton code.
+
+        >>> Scale(shape=(64, 128, 300), resolution=(1, 1, 1), voxel_offset=(0, 0, 0)).bits
+        [2, 1, 2, 2]
+        """
+        needed = [(count - 1).bit_length() for count in self.counts]
+        return [axis for bit in range(max(needed)) for axis in (2, 1, 0) if bit < needed[axis]]
+
+    def shared_bits(self, voxel_bytes: int) -> int:
+        """How many of the lowest bits number the chunks of one file."""
+        chunk_bytes = int(np.prod(CHUNK)) * voxel_bytes
+        return min(max(SHARD_BYTES // chunk_bytes, 1).bit_length() - 1, len(self.bits))
+
+    def shard_shape(self, voxel_bytes: int) -> Vec:
+        """Voxels of one file: as chunks are numbered, those that share all but the lowest bits fill a box."""
+        shared = self.bits[: self.shared_bits(voxel_bytes)]
+        z, y, x = (chunk << shared.count(axis) for axis, chunk in enumerate(CHUNK))
+        return z, y, x
+
+    def shard_file(self, index: Vec, voxel_bytes: int) -> str:
+        """Name of a file, by the index of its box among all."""
+        shared = self.shared_bits(voxel_bytes)
+        places = list(index)
+        number = 0
+        for bit, axis in enumerate(self.bits[shared:]):
+            number |= (places[axis] & 1) << bit
+            places[axis] >>= 1
+        digits = -(-(len(self.bits) - shared) // 4)
+        return f"{self.key}/{number:0{digits}x}.shard"
+
+    def described(self, encoding: Encoding, voxel_bytes: int) -> dict[str, Any]:
+        """What `info` says of it."""
+        shared = self.shared_bits(voxel_bytes)
+        told: dict[str, Any] = {
+            "key": self.key,
+            "size": self.shape[::-1],
+            "resolution": self.resolution[::-1],
+            "voxel_offset": self.voxel_offset[::-1],
+            "chunk_sizes": [CHUNK[::-1]],
+            "encoding": encoding,
+            "sharding": {
+                "@type": "neuroglancer_uint64_sharded_v1",
+                "hash": "identity",
+                "preshift_bits": shared,
+                "minishard_bits": 0,
+                "shard_bits": len(self.bits) - shared,
+                "minishard_index_encoding": "gzip",
+                # Pictures are compressed already.
+                "data_encoding": "raw" if encoding in ("png", "jpeg") else "gzip",
+            },
+        }
+        return told | (
+            {"compressed_segmentation_block_size": [8, 8, 8]} if encoding == "compressed_segmentation" else {}
+        )
+
+
+def info(scales: Sequence[Scale], encoding: Encoding, dtype: np.dtype[Any], channels: int) -> dict[str, Any]:
+    """What stands in the file `info` of a volume of these levels."""
+    return {
+        "@type": "neuroglancer_multiscale_volume",
+        "type": "segmentation" if encoding == "compressed_segmentation" else "image",
+        "data_type": dtype.name,
+        "num_channels": channels,
+        "scales": [scale.described(encoding, dtype.itemsize * channels) for scale in scales],
+    }
+
+
+def open_scale(path: Location, number: int) -> Any:
+    """One level of a volume of this machine, to write to: axes x, y, z, channel."""
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{path.local}/"},
+        "scale_index": number,
+        # A block of zeros leaves a file too, so one that is missing later was lost.
+        "store_data_equal_to_fill_value": True,
+        # Tasks run side by side already.
+        "context": {"data_copy_concurrency": {"limit": 1}},
+    }
+    return tensorstore.open(spec, read=True, write=True).result()
+
+
+def write_shard(opened: Any, start: Vec, data: npt.NDArray[Any], file: Location, root: Location) -> None:
+    """Write a whole file of a level, and sync it. `data` is `(z, y, x)` or `(c, z, y, x)` and begins at voxel `start`
+    of the level.
+
+    Raises OSError if the disk is full, `BlockError` for what else goes wrong.
+    """
+    turned = data.T if data.ndim == 4 else data.T[..., np.newaxis]
+    origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
+    place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
+    try:
+        # In one transaction: chunk by chunk, the file would be written anew for each.
+        with tensorstore.Transaction() as transaction:
+            opened.with_transaction(transaction)[place].write(turned).result()
+    except ValueError as error:
+        if "ENOSPC" in str(error) or "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(file)) from error
+        raise BlockError(f"{file} cannot be written ({str(error).splitlines()[0]})") from error
+    sync_entry(file.local, root.local)
