@@ -195,7 +195,7 @@ def test_a_broken_off_export_goes_on(
 
     monkeypatch.setattr(Precomputed, "run", broken)
     options = {"format": "precomputed", "cluster": HERE}
-    with pytest.raises(RunFailedError, match="the same command goes on"):
+    with pytest.raises(RunFailedError, match="the same export goes on"):
         neuroshed.export(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
     ran.clear()

@@ -15,7 +15,6 @@ from neuroshed.stages.base import Stage
 from neuroshed.stages.check import Check
 from neuroshed.stages.compare import Compare
 from neuroshed.stages.copy import Copy
-from neuroshed.stages.crop import Crop
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.imports import Import
 from neuroshed.stages.precomputed import Precomputed
@@ -97,15 +96,11 @@ def evaluated(place: Location, image: Path, model: Path) -> list[Stage]:
 def of_volumes(place: Location, image: Path, model: Path) -> list[Stage]:
     volume, run = open_volume(image), place / "run"
     return [
-        Crop.of(run, volume.path, "part.zarr", volume.box.grow(-2), (16, 16, 16)),
+        Copy.of(run, volume.path, "part.zarr", volume.box.grow(-2), (16, 16, 16)),
         Compare.of(run, volume, volume, False, (16, 16, 16)),
         Compare.of(run, volume, volume, True, (16, 16, 16)),
         Check.of(run, volume, list_missing=True),
     ]
-
-
-def copied(place: Location, image: Path, model: Path) -> list[Stage]:
-    return [Copy.of(place / "run", Location.of(image), "copy.zarr")]
 
 
 def precomputed(place: Location, image: Path, model: Path) -> list[Stage]:
@@ -132,7 +127,6 @@ MAKERS = [
     imported,
     evaluated,
     of_volumes,
-    copied,
     precomputed,
     sections,
     verified,

@@ -1,22 +1,22 @@
-"""A volume, written once more as we write volumes."""
+"""A volume, or a part of one, written once more as we write volumes."""
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from neuroshed.errors import InputError, WorkflowError
-from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.geometry import Box, Grid, Vec, add
 from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.identity import volume_identity
+from neuroshed.stages.passes import check_type, even_blocks, voxel_bytes
+from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.labels import LABELS
 from neuroshed.storage.locations import Location
-from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
-BLOCK_SIDE = 4 * CHUNK_SIDE
 NOWHERE = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 """Voxel size and offset of volumes that do not say theirs."""
 SEGMENTATION = "segmentation"
@@ -24,52 +24,61 @@ SEGMENTATION = "segmentation"
 
 
 class Copy(Stage):
-    """The finest level of a volume, in a file of at most 256 voxels a side for each block."""
+    """A box of the finest level of a volume, with its channels, type and place in space."""
 
     kind: Literal["copy"] = "copy"
-    given: Location
-    identity: dict[str, Any]
-    """What the volume was when this was planned."""
+    source: Location
+    box: Box
+    """The part, in voxels of the source."""
     name: str
-    """Place of the new volume in the stage's folder."""
+    """Name of the new volume, as it stands in its metadata."""
     block_shape: Vec
-    volume_shape: Vec
+    """Sides of a block, which is one shard."""
+    identity: dict[str, Any]
+    """What the source was when this was planned."""
     voxel_size: tuple[float, float, float]
     offset: tuple[float, float, float]
+    """Place of the copy's first voxel in nm, z y x."""
     dtype: str
     """Without byte order, which is this machine's."""
     image: Copy | None = None
     """An image in whose group of labels the copy lies."""
 
+    unhashed: ClassVar[frozenset[str]] = frozenset({"run_folder", "source"})
+
     @classmethod
-    def of(cls, run_folder: Location, given: Location, name: str) -> Copy:
-        """Plan a copy. Raises `InputError` if the volume cannot be read."""
-        volume = open_volume(given)
-        if volume.channels is not None and volume.voxel_offsets is None:
+    def of(
+        cls, run_folder: Location, source: Location, name: str, box: Box | None = None, block_shape: Vec | None = None
+    ) -> Copy:
+        """Plan a copy. Raises `InputError` for a source that cannot be copied, and for a box that is not in it."""
+        volume = open_volume(source)
+        check_type(volume)
+        part = volume.box if box is None else box
+        if part.empty or not volume.box.contains(part):
             raise InputError(
-                f"{given} has {volume.channels} channels; copied are images, labels and affinities of ours"
+                f"box {part} is not inside volume {volume.path} of shape {list(volume.shape)}; give another box"
             )
-        z, y, x = (min(-(-side // CHUNK_SIDE) * CHUNK_SIDE, BLOCK_SIDE) for side in volume.shape)
+        z, y, x = (o + s * n for o, s, n in zip(volume.offset, volume.voxel_size, part.start, strict=True))
         return cls(
             run_folder=run_folder,
-            given=given,
-            identity=volume_identity(volume),
+            source=volume.path,
+            box=part,
             name=name,
-            block_shape=(z, y, x),
-            volume_shape=volume.shape,
+            block_shape=block_shape or even_blocks(part.shape, voxel_bytes(volume)),
+            identity=volume_identity(volume),
             voxel_size=volume.voxel_size,
-            offset=volume.offset,
+            offset=(z, y, x),
             dtype=volume.dtype.name,
         )
 
     @classmethod
-    def beside(cls, image: Copy, given: Location) -> Copy:
+    def beside(cls, image: Copy, source: Location) -> Copy:
         """Plan the copy of a segmentation among the labels of the copy of an image. One that does not say where it
         lies, as it comes from affinities that did not, lies where the image does.
 
         Raises `WorkflowError` unless it has the same voxels, `InputError` if it cannot be read.
         """
-        copy = cls.of(image.run_folder, given, SEGMENTATION)
+        copy = cls.of(image.run_folder, source, SEGMENTATION)
         if (copy.voxel_size, copy.offset) == NOWHERE:
             copy = copy.model_copy(update={"voxel_size": image.voxel_size, "offset": image.offset})
         for word in ("volume_shape", "voxel_size", "offset"):
@@ -77,7 +86,7 @@ class Copy(Stage):
             if not np.allclose(mine, other, rtol=1e-4, atol=1e-3):
                 name = word.replace("_", " ")
                 raise WorkflowError(
-                    f"{given} has {name} {list(mine)}, the image {image.given} has {list(other)}; labels have the "
+                    f"{source} has {name} {list(mine)}, the image {image.source} has {list(other)}; labels have the "
                     "voxels of their image: name that one, or export the segmentation by itself"
                 )
         return copy.model_copy(update={"image": image, "block_shape": image.block_shape})
@@ -88,9 +97,19 @@ class Copy(Stage):
         return f"{self.kind} {self.name}"
 
     @property
+    def volume_shape(self) -> Vec:
+        """Voxels of the copy, z y x."""
+        return self.box.shape
+
+    @property
+    def grid(self) -> Grid:
+        """The blocks of the copy."""
+        return Grid(Box.of_shape(self.volume_shape), self.block_shape)
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """One pass over a volume that is there already."""
-        return (Step("", Grid(Box.of_shape(self.volume_shape), self.block_shape)),)
+        return (Step("", self.grid),)
 
     @property
     def target(self) -> Location:
@@ -98,8 +117,9 @@ class Copy(Stage):
         return self.folder / self.name if self.image is None else self.image.target / LABELS / self.name
 
     @cached_property
-    def _source(self) -> Volume:
-        return open_volume(self.given)
+    def opened(self) -> Volume:
+        """The source."""
+        return open_volume(self.source)
 
     @cached_property
     def volume(self) -> Volume:
@@ -111,7 +131,9 @@ class Copy(Stage):
             shard_shape=self.block_shape,
             voxel_size=self.voxel_size,
             offset=self.offset,
-            voxel_offsets=self._source.voxel_offsets,
+            voxel_offsets=self.opened.voxel_offsets,
+            channels=self.opened.channels,
+            whole=True,
         )
 
     @property
@@ -129,18 +151,22 @@ class Copy(Stage):
 
     def run(self, step: str, index: Vec) -> Done:
         """Read and write one block."""
-        (only,) = self.steps
-        box = only.grid.block_box(index)
-        self.volume.write(box, self._source.read(box))
+        box = self.grid.block_box(index)
+        with unchanged(self.opened, self.identity):
+            data = self.opened.read(Box(add(box.start, self.box.start), add(box.stop, self.box.start)))
+        self.volume.write(box, data)
         return Done(box.size)
 
     def memory_bytes(self, step: str) -> int:
         """The block as read, and its padded shard with its compressed copy."""
-        padded = Box.of_shape(self.block_shape).size * (len(self._source.voxel_offsets or ()) or 1)
-        return (
-            self._source.read_bytes(self.block_shape, self._source.channels or 1)
-            + 3 * padded * np.dtype(self.dtype).itemsize
-        )
+        z, y, x = map(min, self.block_shape, self.volume_shape)
+        read = self.opened.read_bytes((z, y, x), self.opened.channels or 1)
+        return read + 3 * math.prod(self.block_shape) * voxel_bytes(self.opened)
+
+    @property
+    def output_bytes(self) -> int:
+        """All voxels of all channels."""
+        return self.box.size * voxel_bytes(self.opened)
 
     def report(self) -> dict[str, Any]:
         """Where the copy is."""

@@ -15,7 +15,6 @@ from neuroshed.stages.base import Stage
 from neuroshed.stages.check import Check
 from neuroshed.stages.compare import Compare
 from neuroshed.stages.copy import Copy
-from neuroshed.stages.crop import Crop
 from neuroshed.stages.drift import Drift
 from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.fragments import Fragments
@@ -36,7 +35,6 @@ _KINDS: list[type[Stage]] = [
     Check,
     Compare,
     Contingency,
-    Crop,
     Copy,
     Fragments,
     Import,

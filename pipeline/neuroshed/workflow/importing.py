@@ -58,5 +58,5 @@ def import_volume(
         labels=labels,
         block_shape=block_shape,
     )
-    new.run(with_levels(stage, pyramid, labels), cluster, watch)
+    new.run(with_levels(stage, pyramid, stage.labels), cluster, watch)
     return new.finish(stage.target)

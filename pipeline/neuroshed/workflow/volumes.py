@@ -15,7 +15,7 @@ from neuroshed.errors import InputError, RunFailedError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.base import Stage
 from neuroshed.stages.compare import Compare
-from neuroshed.stages.crop import Crop
+from neuroshed.stages.copy import Copy
 from neuroshed.stages.passes import blocks_of, check_type, voxel_bytes
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
@@ -40,7 +40,7 @@ def volume_crop(
     not in the volume, `WorkflowError` if the target is there already.
     """
     new = Target.of(target, "crop", volume)
-    stage = Crop.of(new.run_folder, Location.of(volume), new.goal.name, box, block_shape)
+    stage = Copy.of(new.run_folder, Location.of(volume), new.goal.name, box, block_shape)
     new.run([stage], cluster, watch)
     return new.finish(stage.target)
 
