@@ -145,7 +145,7 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "part.zarr").mkdir()
     with pytest.raises(WorkflowError, match="exists already; choose another or remove it"):
         crop(tmp_path, source)
-    with pytest.raises(WorkflowError, match="is in .*, which is never changed"):
+    with pytest.raises(WorkflowError, match=r"is in .*, which is never changed"):
         neuroshed.volume_crop(source, source / "part.zarr")
     for number, dtype in enumerate(["c8", "S3", "M8[s]"]):
         zarr.create_array(tmp_path / f"{number}.zarr", shape=(4, 4, 4), dtype=dtype, chunks=(4, 4, 4), zarr_format=2)

@@ -199,7 +199,7 @@ def test_chunks_of_others_in_a_box_and_downsampled(tmp_path, name, dtype):
         assert volume.voxel_size == tuple(side * count for side, count in zip(size, factor, strict=True))
         middle = [first + (count - 1) / 2 for first, count in zip(box.start, factor, strict=True)]
         assert volume.offset == tuple(a + s * m for a, s, m in zip(start, size, middle, strict=True))
-    with pytest.raises(WorkflowError, match="is in .*, which is never changed"):
+    with pytest.raises(WorkflowError, match=r"is in .*, which is never changed"):
         neuroshed.import_volume(source, source / "b.zarr")
 
 
