@@ -16,7 +16,7 @@ from neuroshed.engine.readiness import Key, Positions, Readiness
 from neuroshed.engine.worker import Report
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages.base import Need, Step
-from neuroshed.workflow.plan import frontier_blocks
+from neuroshed.workflow.footprint import frontier_blocks
 
 THREADS, WINDOW = 4, 8
 

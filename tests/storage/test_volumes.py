@@ -7,6 +7,7 @@ import zarr
 from numpy.testing import assert_array_equal
 from obstore.exceptions import GenericError
 from ome_zarr_models.v05.image import Image
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import LocalStore
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
@@ -346,3 +347,29 @@ def test_nothing_is_read_to_write(bucket, monkeypatch):
         fill(volume, data)
     # As wide as the region, not as the shards.
     volume.write(Box((8, 0, 16), (14, 16, 30)), data[8:14, :16, 16:30], Box((0, 0, 0), (14, 24, 30)))
+
+
+def test_a_block_with_its_halo_costs_the_chunks_that_it_touches(tmp_path, monkeypatch):
+    shape, shard = (128, 128, 256), (128, 128, 128)
+    written = create(tmp_path / "a.zarr", shape=shape, shard_shape=shard, dtype="uint8", voxel_offsets=NEAREST)
+    data = np.random.default_rng(2).integers(0, 256, (3, *shape), np.uint8)
+    for index in Grid(written.box, shard):
+        box = Grid(written.box, shard).block_box(index)
+        written.write(box, data[(..., *box.slices())])
+    volume = open_volume(tmp_path / "a.zarr")
+    assert volume.array.chunks == (1, 64, 64, 64)
+    asked, get = [], LocalStore.get
+
+    async def counting(store, key, prototype=None, byte_range=None):
+        asked.append((key, byte_range))
+        return await get(store, key, prototype, byte_range)
+
+    monkeypatch.setattr(LocalStore, "get", counting)
+    box = Box((60, 10, 120), (70, 64, 140))
+    assert_array_equal(volume.read(box), data[(..., *box.slices())])
+    shards = {key for key, _ in asked}
+    chunks = [(key, part) for key, part in asked if isinstance(part, RangeByteRequest)]
+    indices = [(key, part) for key, part in asked if isinstance(part, SuffixByteRequest)]
+    # Of three channels, two chunks along z, one along y and two along x, on both sides of the face between the shards.
+    assert (len(shards), len(indices), len(chunks), len(set(chunks))) == (2, 2, 12, 12)
+    assert len(asked) == len(indices) + len(chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from ..promises.chunks import random_affinities, write_affinities
 
 SHAPE, BLOCK = (8, 10, 12), (8, 5, 6)
 Make = Callable[..., list[Stage]]
+# Of commands, which plan no files.
+ALONE = (Check, Compare, Contingency, Copy, Import, Precomputed, Tiff, Verify)
 
 
 def planned(place: Location, *settings: str) -> list[Stage]:
@@ -148,6 +151,7 @@ def files(place: Location) -> set[Location]:
 
 def check_every_block(stages: list[Stage]) -> set[str]:
     """Run all blocks; returns the kinds of the stages."""
+    appeared: Counter[str] = Counter()
     for stage, step, index in blocks(stages):
         # Levels grow in the volume of another stage.
         folders = {stage.folder, *(volume.path for volume in stage.written(step))}
@@ -159,6 +163,12 @@ def check_every_block(stages: list[Stage]) -> set[str]:
         new = {file for folder in folders for file in files(folder)} - before
         assert sorted(new) == sorted(stage.outputs(step, index)), f"{stage.title} {step} {index}"
         stage.check_outputs(step, index)
+        appeared[stage.fingerprint] += len(new)
+    for stage in stages:
+        if not isinstance(stage, ALONE):
+            skips = any(step.blocks_left < len(step.grid) for step in stage.steps)
+            planned, found = stage.output_files, appeared[stage.fingerprint]
+            assert planned >= found if skips else planned == found, f"{stage.title}: {planned} {found}"
     return {stage.kind for stage in stages}
 
 

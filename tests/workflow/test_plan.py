@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,39 @@ def test_what_is_on_disk_is_told_in_one_line(settings: list[str]) -> None:
         "segment 0.3, segment 0.5; deleted once nothing reads them: predict, fragments, agglomerate"
     )
     assert told("[segmentation, merges, affinities]") == "predict, fragments, agglomerate, segment 0.3, segment 0.5"
+
+
+def test_files_are_planned(settings: list[str], tmp_path: Path) -> None:
+    plan = neuroshed.plan("segment", settings)
+    # 8 blocks of a shard each; a tree of 8 leaves and a root.
+    files = {row["stage"]: row["output_files"] for row in plan["stages"]}
+    assert files == {"predict": 8, "fragments": 16, "agglomerate": 9, "segment 0.3": 17, "segment 0.5": 17}
+    assert (plan["peak_files"], plan["input_bytes"]) == (67, plan["voxels"])
+    assert plan["files_per_input_tb"] == round(67 * 1e12 / plan["voxels"])
+    assert plan["bytes_per_input_tb"] == round(plan["peak_disk_bytes"] * 1e12 / plan["voxels"])
+    words = [word for text in settings for word in ("--set", text)]
+    lines = CliRunner().invoke(main, ["plan", "segment", *words]).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("files: at most 67 at a time; for each TB of input at most "))
+    assert line.endswith(f" and {plan['files_per_input_tb']:,} files")
+
+
+@pytest.mark.parametrize(
+    ("inodes", "said"),
+    [(67, None), (66, "inodes for 66 more; they would run out before its space: choose a larger block_shape")],
+)
+def test_a_file_system_without_room_for_so_many_files_is_told(
+    inodes: int, said: str | None, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs
+
+    def status(path: Path) -> Any:
+        found = real(path)
+        return SimpleNamespace(f_files=100, f_favail=inodes, f_bavail=found.f_bavail, f_frsize=found.f_frsize)
+
+    monkeypatch.setattr(os, "statvfs", status)
+    warnings = [text for text in neuroshed.plan("segment", settings)["warnings"] if "inodes" in text]
+    assert bool(warnings) == bool(said)
+    assert all(said in text and "the run may make 67 files at a time" in text for text in warnings)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,23 @@ class Stage(BaseModel, ABC):
         """Bytes of the arrays that the stage writes, before compression; tables are small beside them."""
         return 0
 
+    def shards(self, step: str) -> Vec | None:
+        """Sides of the files of the array that a step's blocks write, in the voxels of its grid; None: it writes none,
+        or nobody plans how many.
+        """
+        return None
+
+    @property
+    def output_files(self) -> int:
+        """Upper bound of the tables and shards that the stage writes; exact if no block is left out."""
+        count = 0
+        for step in self.steps:
+            count += step.blocks_left if self.has_tables(step.name) else 0
+            if sides := self.shards(step.name):
+                in_block = math.prod(-(-b // s) for b, s in zip(step.grid.block_shape, sides, strict=True))
+                count += min(step.blocks_left * in_block, len(Grid(step.grid.box, sides)))
+        return count
+
     def node_path(self, step: str, index: Vec) -> Location:
         """Where a block or tree node keeps its tables."""
         standing, anew = self._standing or (self.folder, step)

@@ -200,6 +200,10 @@ class BlockStage(Stage):
             for channel, ends in enumerate(self.upper_ends(box, way), 3)
         }
 
+    def shards(self, step: str) -> Vec:
+        """Those of the volume."""
+        return self.shard_shape
+
     @property
     def output_bytes(self) -> int:
         """Four bytes a voxel of the region."""

@@ -154,6 +154,10 @@ class Predict(Stage):
         """A worker with a GPU, if the network runs on one."""
         return "gpu" if self.device.startswith("cuda") else "cpu"
 
+    def shards(self, step: str) -> Vec:
+        """Those of the volume."""
+        return self.shard_shape
+
     @property
     def output_bytes(self) -> int:
         """Three bytes a voxel of whole blocks."""

@@ -242,6 +242,12 @@ class Pyramid(Stage):
         there = filter(blocks.is_there, blocks.grid.touching(box))
         return [blocks.grid.block_box(index).intersect(box) for index in there]
 
+    def shards(self, step: str) -> Vec | None:
+        """A block of a level is one."""
+        if step == TELL:
+            return None
+        return mul(self._shards(_number(step)), total_factor(self.factors[: _number(step)]))
+
     @property
     def output_bytes(self) -> int:
         """Of all levels."""

@@ -148,6 +148,10 @@ class Segment(Stage):
         row = int(sizes.argmax())
         return {"largest_voxels": int(sizes[row]), "largest_segment": int(fragments["id"][row])}
 
+    def shards(self, step: str) -> Vec | None:
+        """Those of the labels, which are painted at the end."""
+        return self.agglomerate.fragments.shard_shape if step == PAINT else None
+
     @property
     def output_bytes(self) -> int:
         """Eight bytes a voxel of the region."""

@@ -16,14 +16,17 @@ def print_plan(plan: dict[str, Any]) -> None:
     """A table of stages, what they take on disk, and what the network computes twice."""
     table = Table(title=f"{plan['run']}: {plan['voxels']:,} voxels in {plan['region']}, blocks {plan['block_shape']}")
     skipped = ["skipped"] if any(row["skipped"] for row in plan["stages"]) else []
-    for column in ("stage", "blocks", *skipped, "memory per task", "output (uncompressed)"):
+    for column in ("stage", "blocks", *skipped, "memory per task", "output (uncompressed)", "files"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in plan["stages"]:
         counts = (f"{row[name]:,}" for name in ("blocks", *skipped))
-        table.add_row(row["stage"], *counts, size(row["memory_bytes"]), size(row["output_bytes"]))
+        table.add_row(
+            row["stage"], *counts, size(row["memory_bytes"]), size(row["output_bytes"]), f"{row['output_files']:,}"
+        )
     console = Console()
     console.print(table)
-    console.print(_disk(plan), markup=False, highlight=False, soft_wrap=True)
+    for line in (_disk(plan), _files(plan)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if plan["redundant_compute"] is not None:
         console.print(
             f"redundant compute: {plan['redundant_compute']:.2f} voxels go through the network for each voxel written; "
@@ -40,6 +43,13 @@ def _disk(plan: dict[str, Any]) -> str:
     end = f"kept: {', '.join(kept)}"
     end += f"; deleted once nothing reads them: {', '.join(dropped)}" if dropped else ""
     return f"disk: at most {size(plan['peak_disk_bytes'])} at a time before compression; {end}"
+
+
+def _files(plan: dict[str, Any]) -> str:
+    """One line: the most files that are there at a time, and how all of it grows with the input."""
+    place = "objects" if "://" in plan["run"] else "files"
+    each = f"{size(plan['bytes_per_input_tb'])} and {plan['files_per_input_tb']:,} {place}"
+    return f"{place}: at most {plan['peak_files']:,} at a time; for each TB of input at most {each}"
 
 
 def print_model_check(report: dict[str, Any]) -> None:

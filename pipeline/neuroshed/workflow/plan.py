@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from neuroshed.engine.config import ClusterConfig
@@ -32,13 +33,9 @@ from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import check_block_shape
 from neuroshed.workflow.config import Workflow
+from neuroshed.workflow.footprint import Footprint
 from neuroshed.workflow.masking import masked
 from neuroshed.workflow.prediction import check_size, plan_predict, region_of, voxel_size_warning
-
-FRONTIER_LAYERS = 4
-"""Layers of blocks across the longest axis in which predicted affinities wait for the last that reads them: two by
-geometry, and as many for blocks at workers.
-"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class Plan:
                 "skipped": sum(len(step.grid) - step.blocks_left for step in stage.steps),
                 "memory_bytes": max(stage.memory_bytes(step.name) for step in stage.steps),
                 "output_bytes": stage.output_bytes,
+                "output_files": stage.output_files,
                 "kept": not any((stage.fingerprint, step.name) in self.droppable for step in stage.steps),
             }
             for stage in self.stages
@@ -97,7 +95,7 @@ class Plan:
             if isinstance(source, Predict)
             else None,
             "suggested_block_multiple": list(source.lattice.stride) if isinstance(source, Predict) else None,
-            "peak_disk_bytes": self.peak_disk_bytes,
+            **self.footprint.describe(),
             "warnings": self.warnings,
             "stages": rows,
         }
@@ -106,30 +104,16 @@ class Plan:
     def warnings(self) -> list[str]:
         """What looks odd, but may be meant."""
         source = self.fragments.source
-        warning = voxel_size_warning(source) if isinstance(source, Predict) else None
-        return [warning] if warning else []
+        found = [
+            voxel_size_warning(source) if isinstance(source, Predict) else None,
+            self.footprint.warning(self.run_folder),
+        ]
+        return [warning for warning in found if warning]
 
-    @property
-    def peak_disk_bytes(self) -> int:
-        """Upper bound of what the run's arrays take on disk at a time, before compression."""
-        total = sum(stage.output_bytes for stage in self.stages)
-        source = self.fragments.source
-        if isinstance(source, Predict) and (source.fingerprint, "") in self.droppable:
-            blocks = source.steps[0].blocks_left
-            behind = max(blocks - frontier_blocks(source.grid.counts), 0)
-            total -= source.output_bytes * behind // max(blocks, 1)
-        return total
-
-
-def frontier_blocks(counts: Vec) -> int:
-    """The most blocks of predicted affinities that stand at a time if they are not kept, with no more threads than a
-    cross-section has blocks.
-
-    Blocks are done in sweeps along the longest axis and read one block beyond; its corners reach one row and one block
-    further on both sides.
-    """
-    _, row, layers = sorted(counts)
-    return FRONTIER_LAYERS * math.prod(counts) // layers + 2 * (row + 1)
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the run takes of its disk or store."""
+        return Footprint.of(self.stages, self.fragments.source, self.droppable)
 
 
 def droppable_steps(stages: Sequence[Stage], keep: Collection[str]) -> set[tuple[str, str]]:
