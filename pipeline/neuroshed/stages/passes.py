@@ -30,7 +30,7 @@ def even_blocks(shape: Vec, voxel: int) -> Vec:
     """Shards for a new volume of a shape, made of our chunks, no larger than they must be.
 
     >>> even_blocks((40, 1000, 1000), 1), even_blocks((1000, 1000, 1000), 48)
-    ((64, 256, 256), (64, 256, 128))
+    ((64, 256, 256), (128, 128, 128))
     """
     z, y, x = (min(SIDE, -(-side // CHUNK_SIDE) * CHUNK_SIDE) for side in shape)
     sides = [z, y, x]
