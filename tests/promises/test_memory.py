@@ -122,7 +122,8 @@ def test_a_block_with_masks_takes_no_more_than_predicted(smooth: int, tmp_path: 
         files += [str(file) for file in output.glob("fragments-*/stage.json")]
     predicted = load_stage(Path(files[1])).memory_bytes("")
     measured = peak_of(files, "", (0, 0, 0))
-    assert measured <= predicted < max(8 * measured, 64 << 20)
+    # Predicted are affinities and masks both at their worst, which is not at one time.
+    assert measured <= predicted < max(12 * measured, 64 << 20)
 
 
 def test_every_stage_predicts(runs: list[dict[str, Path]]) -> None:
