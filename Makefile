@@ -26,6 +26,7 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/stitch.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/io.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "neuroshed needs Python >= 3.11, this is " + sys.version.split()[0] + "; name another with PYTHON=python3.12")'

@@ -9,7 +9,7 @@ read the files that ours wrote. What ours writes is synced to disk, as is what t
 Per kind there are eight blocks. `read` and `write` are whole blocks, `halo` a block's box grown by 16 voxels where it
 touches all eight. Each is done once for warmth, then timed in turn, `--rounds` times; the fastest counts. MB are those
 of the voxels in memory; ratios are ours / peer in speed: above 1 we are better. Then label codecs: what each makes of a
-block of labels, and how fast. The last line is JSON.
+block of labels, and how fast. `zarrs` takes part if it is installed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from neuroshed.storage.volumes import Volume, create_volume, open_volume
 HALO = 16
 VOXEL_SIZE = (8.0, 8.0, 8.0)
 OURS, ZARR, ZARRS, TENSORSTORE = "neuroshed", "zarr-python", "zarrs", "tensorstore"
-PEERS = (ZARR, ZARRS, TENSORSTORE)
+PEERS = [ZARR, *([ZARRS] if find_spec("zarrs") else []), TENSORSTORE]
 CODECS: dict[str, list[Any]] = {
     "zstd-1": [ZstdCodec(level=1, checksum=True)],
     "zstd-3": [ZstdCodec(level=3, checksum=True)],

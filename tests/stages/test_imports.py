@@ -210,6 +210,7 @@ def test_the_command(tmp_path):
     told = CliRunner().invoke(main, ["import", str(source), str(target), *words.split()])
     assert told.exit_code == 0, told.output
     assert f"voxel size 80 x 8 x 8 nm, by what {source} says\nwrote {target}\n" in told.stdout
+    assert "import, most frequent label of 2 x 2 x 2" in " ".join(told.stderr.split())
     volume = open_volume(target)
     assert volume.offset == (1 + 40 * 2.5, 2 + 4 * 3.5, 3 + 4 * 10.5)
     assert_array_equal(volume.read(volume.box), downsample.mode(data[2:20, 3:130, 10:141], (2, 2, 2)), strict=True)

@@ -104,6 +104,13 @@ class Import(Stage):
         )
 
     @property
+    def title(self) -> str:
+        """The stage, and what is made of the voxels that become one."""
+        if self.factor == (1, 1, 1):
+            return self.kind
+        return f"{self.kind}, {'most frequent label' if self.labels else 'mean'} of {' x '.join(map(str, self.factor))}"
+
+    @property
     def grid(self) -> Grid:
         """The blocks of the new volume."""
         return Grid(Box.of_shape(self.volume_shape), self.block_shape)
