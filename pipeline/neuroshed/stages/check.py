@@ -7,15 +7,15 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.stages.passes import blocks_of, voxel_bytes
+from neuroshed.stages.base import Done
+from neuroshed.stages.passes import Pass, blocks_of, voxel_bytes
 from neuroshed.storage.locations import Location
 from neuroshed.storage.notes import read_note, write_note
 from neuroshed.storage.shards import DataFile, Fault, data_files, examine
 from neuroshed.storage.volumes import Volume, open_volume
 
 
-class Check(Stage):
+class Check(Pass):
     """Files of a volume that are missing, empty, damaged or cannot be read."""
 
     kind: Literal["check"] = "check"
@@ -43,11 +43,6 @@ class Check(Stage):
     def grid(self) -> Grid:
         """Blocks of whole files."""
         return Grid(Box.of_shape(self.volume_shape), self.block_shape)
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """One pass that needs nothing."""
-        return (Step("", self.grid),)
 
     @cached_property
     def volume(self) -> Volume:

@@ -11,8 +11,9 @@ import numpy as np
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.kernels.differences import Difference, Pairs, add_pairs, difference, label_pairs, misfits
 from neuroshed.kernels.metrics import SLICE_VOXELS
-from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.base import Done
 from neuroshed.stages.evaluate import PAIR_BYTES
+from neuroshed.stages.passes import Pass
 from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node, write_node
@@ -20,7 +21,7 @@ from neuroshed.storage.notes import read_note, write_note
 from neuroshed.storage.volumes import Volume, open_volume
 
 
-class Compare(Stage):
+class Compare(Pass):
     """Differences of two volumes of one shape, block by block, or the pairs of labels that meet."""
 
     kind: Literal["compare"] = "compare"
@@ -57,11 +58,6 @@ class Compare(Stage):
     def grid(self) -> Grid:
         """The blocks of both."""
         return Grid(Box.of_shape(self.volume_shape), self.block_shape)
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """One pass that needs nothing."""
-        return (Step("", self.grid),)
 
     @cached_property
     def volumes(self) -> tuple[Volume, Volume]:

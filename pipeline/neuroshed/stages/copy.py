@@ -10,8 +10,8 @@ import numpy as np
 
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec, add
-from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.stages.passes import check_type, even_blocks, voxel_bytes
+from neuroshed.stages.base import Done
+from neuroshed.stages.passes import NewVolume, check_type, even_blocks, voxel_bytes
 from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.labels import LABELS
 from neuroshed.storage.locations import Location
@@ -23,15 +23,13 @@ SEGMENTATION = "segmentation"
 """Name of a segmentation among the labels of an image."""
 
 
-class Copy(Stage):
+class Copy(NewVolume):
     """A box of the finest level of a volume, with its channels, type and place in space."""
 
     kind: Literal["copy"] = "copy"
     source: Location
     box: Box
     """The part, in voxels of the source."""
-    name: str
-    """Name of the new volume, as it stands in its metadata."""
     block_shape: Vec
     """Sides of a block, which is one shard."""
     identity: dict[str, Any]
@@ -107,11 +105,6 @@ class Copy(Stage):
         return Grid(Box.of_shape(self.volume_shape), self.block_shape)
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        """One pass over a volume that is there already."""
-        return (Step("", self.grid),)
-
-    @property
     def target(self) -> Location:
         """The copy, in the stage's own folder: the caller moves it when it is whole."""
         return self.folder / self.name if self.image is None else self.image.target / LABELS / self.name
@@ -136,19 +129,6 @@ class Copy(Stage):
             whole=True,
         )
 
-    @property
-    def marks(self) -> tuple[Location, ...]:
-        """The stage's file and the copy."""
-        return (*super().marks, self.target)
-
-    def has_tables(self, step: str) -> bool:
-        """None."""
-        return False
-
-    def written(self, step: str) -> tuple[Volume, ...]:
-        """The copy."""
-        return (self.volume,)
-
     def run(self, step: str, index: Vec) -> Done:
         """Read and write one block."""
         box = self.grid.block_box(index)
@@ -167,7 +147,3 @@ class Copy(Stage):
     def output_bytes(self) -> int:
         """All voxels of all channels."""
         return self.box.size * voxel_bytes(self.opened)
-
-    def report(self) -> dict[str, Any]:
-        """Where the copy is."""
-        return {"volume": str(self.target)}

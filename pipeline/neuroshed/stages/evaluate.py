@@ -24,8 +24,9 @@ from neuroshed.kernels.metrics import (
     contingency,
     variation_of_information,
 )
-from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.identity import volume_identity
+from neuroshed.stages.base import Done
+from neuroshed.stages.passes import Pass
+from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import read_node, write_node
 from neuroshed.storage.volumes import Volume, open_volume
@@ -36,7 +37,7 @@ UNLABELLED = np.uint64(2**64 - 1)
 """CREMI's files mark voxels without a truth by this label; it counts as 0."""
 
 
-class Contingency(Stage):
+class Contingency(Pass):
     """Contingency tables of the blocks of two label volumes of one shape."""
 
     kind: Literal["evaluate"] = "evaluate"
@@ -91,11 +92,6 @@ class Contingency(Stage):
         """The blocks of the box."""
         return Grid(self.box, self.block_shape)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """One pass that needs nothing."""
-        return (Step("", self.grid),)
-
     @cached_property
     def volumes(self) -> tuple[Volume, Volume]:
         """Segmentation and truth."""
@@ -104,7 +100,9 @@ class Contingency(Stage):
     def run(self, step: str, index: Vec) -> Done:
         """Count the label pairs of one block; all voxels without a truth go to the pair (0, 0)."""
         box = self.grid.block_box(index)
-        seg, truth = (_read_labels(volume, box) for volume in self.volumes)
+        one, other = self.volumes
+        with unchanged(one, self.segmentation_identity), unchanged(other, self.truth_identity):
+            seg, truth = _read_labels(one, box), _read_labels(other, box)
         table = contingency(seg, truth)
         known = ContingencyTable(table.seg, np.where(table.truth == UNLABELLED, 0, table.truth), table.counts)
         counted = collapse_unlabelled(known)

@@ -15,7 +15,8 @@ import numpy as np
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.stages.base import Done, Stage, Step
+from neuroshed.stages.base import Done
+from neuroshed.stages.passes import NewVolume
 from neuroshed.storage.locations import Location
 from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.parts import Part
@@ -29,7 +30,7 @@ WIDEST_SIDE = 4096
 """Default blocks of sections are at most this wide, so that several workers share a large section."""
 
 
-class Import(Stage):
+class Import(NewVolume):
     """A volume in a format of others, written as an OME-Zarr image or label volume."""
 
     kind: Literal["import"] = "import"
@@ -42,8 +43,6 @@ class Import(Stage):
     """Voxels of the source that become one, z y x."""
     labels: bool
     """Whether that is the most frequent of them, or else their mean."""
-    name: str
-    """Name of the new volume, as it stands in its metadata."""
     voxel_size: tuple[float, float, float]
     """Of the new volume in nm, z y x."""
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -115,11 +114,6 @@ class Import(Stage):
         """The blocks of the new volume."""
         return Grid(Box.of_shape(self.volume_shape), self.block_shape)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """One pass that needs nothing."""
-        return (Step("", self.grid),)
-
     @cached_property
     def part(self) -> Part:
         """What is imported; sections are checked when they are read, as all of them were when the run was planned."""
@@ -128,11 +122,6 @@ class Import(Stage):
             raise BlockError(f"{self.source} has changed since the import was planned; import it again to a new target")
         opened = open_source(self.source, self.dataset, intensity=self.intensity, check=False)
         return Part.of(opened, self.box, self.factor, self.labels)
-
-    @property
-    def target(self) -> Location:
-        """Where the new volume grows, in the stage's own folder: the caller moves it when it is whole."""
-        return self.folder / self.name
 
     @cached_property
     def volume(self) -> Volume:
@@ -147,19 +136,6 @@ class Import(Stage):
             whole=True,
         )
 
-    @property
-    def marks(self) -> tuple[Location, ...]:
-        """The stage's file and the volume."""
-        return (*super().marks, self.target)
-
-    def has_tables(self, step: str) -> bool:
-        """None."""
-        return False
-
-    def written(self, step: str) -> tuple[Volume, ...]:
-        """The new volume."""
-        return (self.volume,)
-
     def run(self, step: str, index: Vec) -> Done:
         """Read, convert and write one block."""
         box = self.grid.block_box(index)
@@ -171,10 +147,6 @@ class Import(Stage):
         z, y, x = map(min, self.block_shape, self.volume_shape)
         # A shard is padded to its full size and encoded in memory.
         return self.part.read_bytes((z, y, x)) + 2 * math.prod(self.block_shape) * np.dtype(self.dtype).itemsize
-
-    def report(self) -> dict[str, Any]:
-        """Where the new volume is."""
-        return {"volume": str(self.target)}
 
 
 def default_block_shape(part: Part) -> Vec:

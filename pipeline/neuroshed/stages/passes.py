@@ -1,11 +1,17 @@
-"""What stages share that pass once over volumes of others: blocks that fit their files, and types that are numbers."""
+"""What stages share that pass once over volumes of others: their one step, the volume that some of them make, blocks
+that fit files, and types that are numbers.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import Any
 
 from neuroshed.errors import InputError
-from neuroshed.geometry import Vec
+from neuroshed.geometry import Grid, Vec
+from neuroshed.stages.base import Stage, Step
+from neuroshed.storage.locations import Location
 from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.volumes import Volume
 
@@ -13,6 +19,58 @@ BLOCK_BYTES = 128 * 2**20
 """A block has at most about this many bytes, as long as files of the volume have."""
 SIDE = 4 * CHUNK_SIDE
 """And about this many voxels a side."""
+
+
+class Pass(Stage):
+    """A stage of one step over data that is there already."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The blocks."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One pass that needs nothing."""
+        return (Step("", self.grid),)
+
+
+class Making(Stage):
+    """A stage that makes something new for a user, in a folder of its own, and no tables."""
+
+    name: str
+    """Of what is made, as it stands in its metadata if it has any."""
+
+    @property
+    def target(self) -> Location:
+        """Where it grows, in the stage's own folder: the caller moves it when it is whole."""
+        return self.folder / self.name
+
+    @property
+    def marks(self) -> tuple[Location, ...]:
+        """The stage's file and what is made."""
+        return (*super().marks, self.target)
+
+    def has_tables(self, step: str) -> bool:
+        """None."""
+        return False
+
+    def report(self) -> dict[str, Any]:
+        """Where it is."""
+        return {"volume": str(self.target)}
+
+
+class NewVolume(Pass, Making):
+    """A stage that makes a volume of ours."""
+
+    @property
+    @abstractmethod
+    def volume(self) -> Volume:
+        """The new volume."""
+
+    def written(self, step: str) -> tuple[Volume, ...]:
+        """The new volume."""
+        return (self.volume,)
 
 
 def check_type(volume: Volume) -> None:

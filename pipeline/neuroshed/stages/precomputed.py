@@ -10,8 +10,9 @@ import numpy as np
 
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.identity import volume_identity
+from neuroshed.stages.base import Done, Step
+from neuroshed.stages.passes import Making
+from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.levels import factor_of, is_labels, open_levels
 from neuroshed.storage.locations import Location
 from neuroshed.storage.precomputed import INFO_FILE, Encoding, Scale, info, open_scale, write_shard
@@ -24,15 +25,13 @@ CLOSE = 0.01
 """In voxels: an offset that is nearer to a whole number is one."""
 
 
-class Precomputed(Stage):
+class Precomputed(Making):
     """Each level is written from the volume's own; none is computed."""
 
     kind: Literal["precomputed"] = "precomputed"
     given: Location
     identity: dict[str, Any]
     """What the volume was when this was planned."""
-    name: str
-    """Of the new folder."""
     encoding: Encoding
     scales: tuple[Scale, ...]
     channels: int
@@ -84,18 +83,9 @@ class Precomputed(Stage):
         )
 
     @property
-    def target(self) -> Location:
-        """Where the volume grows, in the stage's own folder: the caller moves it when it is whole."""
-        return self.folder / self.name
-
-    @property
     def marks(self) -> tuple[Location, ...]:
         """The stage's file and the volume's."""
         return (*super().marks, self.target / INFO_FILE)
-
-    def has_tables(self, step: str) -> bool:
-        """None."""
-        return False
 
     def prepare(self) -> None:
         """Write what the volume says of itself."""
@@ -122,7 +112,9 @@ class Precomputed(Stage):
         source, opened = self._level(_number(step))
         box = self.writes(step, index)
         (file,) = self.outputs(step, index)
-        data = source.read(box).astype(self.dtype, copy=False)
+        finest, _ = self._level(0)
+        with unchanged(finest, self.identity):
+            data = source.read(box).astype(self.dtype, copy=False)
         write_shard(opened, box.start, data, file, self.target)
         return Done(box.size)
 
@@ -133,10 +125,6 @@ class Precomputed(Stage):
         z, y, x = (min(a, b) for a, b in zip(shape, self.scales[number].shape, strict=True))
         read = open_volume(self.given, level=number).read_bytes((z, y, x), self.channels)
         return (32 << 20) + read + 4 * z * y * x * self._voxel_bytes
-
-    def report(self) -> dict[str, Any]:
-        """Where the volume is."""
-        return {"volume": str(self.target)}
 
 
 def _number(step: str) -> int:

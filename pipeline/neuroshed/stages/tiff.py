@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.stages.base import Done, Stage, Step
-from neuroshed.storage.identity import volume_identity
+from neuroshed.stages.base import Done, Step
+from neuroshed.stages.passes import Making
+from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.locations import Location
 from neuroshed.storage.tiffs import DTYPES, NewSection, part_shape, section_name
 from neuroshed.storage.volumes import Volume, open_volume
@@ -23,15 +24,13 @@ DEEPEST = 256
 """Sections that are written at a time, at most."""
 
 
-class Tiff(Stage):
+class Tiff(Making):
     """Slabs as deep as the volume's shards, so that each shard is read once; a file for each section."""
 
     kind: Literal["tiff"] = "tiff"
     given: Location
     identity: dict[str, Any]
     """What the volume was when this was planned."""
-    name: str
-    """Of the new folder."""
     volume_shape: Vec
     voxel_size: tuple[float, float, float]
     shard_shape: Vec
@@ -67,20 +66,6 @@ class Tiff(Stage):
         _, y, x = self.volume_shape
         return (Step("", Grid(Box.of_shape(self.volume_shape), (self.shard_shape[0], y, x))),)
 
-    @property
-    def target(self) -> Location:
-        """Where the sections gather, in the stage's own folder: the caller moves it when they are all there."""
-        return self.folder / self.name
-
-    @property
-    def marks(self) -> tuple[Location, ...]:
-        """The stage's file and the folder."""
-        return (*super().marks, self.target)
-
-    def has_tables(self, step: str) -> bool:
-        """None."""
-        return False
-
     def prepare(self) -> None:
         """Make the folder."""
         self.target.make_folder()
@@ -104,9 +89,11 @@ class Tiff(Stage):
         box = self.writes(step, index)
         dtype = np.dtype(self.dtype)
         with ExitStack() as stack:
+            # Left last: sections appear only if what was read is still there.
             files = [stack.enter_context(file.replacing()) for file in self.outputs(step, index)]
             sections = [NewSection(file, self.volume_shape[1:], dtype, self.voxel_size) for file in files]
             parts = Grid(box, self._part_shape)
+            stack.enter_context(unchanged(self._source, self.identity))
             for place in parts:
                 part = parts.block_box(place)
                 data = self._narrowed(self._source.read(part), part)
