@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,32 +48,23 @@ def test_the_wheel_holds_what_the_demo_needs_and_its_licences(wheel: Path) -> No
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_the_installed_demo(command: Path, tmp_path: Path) -> None:
-    # The compiled kernels' cache must not depend on the repository either.
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
-    done = subprocess.run(
-        [command, "demo", "--output", "out", "--json", "--threshold", "0.3", "--threshold", "0.5"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["status"] == "done"
+def test_the_installed_demo_and_a_second_one_that_computes_nothing_but_scores(command: Path, tmp_path: Path) -> None:
+    def demo(*options: str) -> dict[str, Any]:
+        arguments = [command, "demo", "--output", "out", "--json", "--threshold", "0.3", "--threshold", "0.5", *options]
+        # The compiled kernels' cache must not depend on the repository either.
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    result = demo()
+    assert (result["status"], result["restored_blocks"]) == ("done", 0)
     assert list(result["segmentations"]) == ["0.3", "0.5"]
     assert str(tmp_path) in result["figure"]
     assert Path(result["figure"]).stat().st_size > 50_000
     # The truth has 48 neurons. One segment, or one a voxel, would have a VOI of several bits.
     assert 0 < result["scores"][result["best_threshold"]]["voi"] < 2
     assert all(scores["voi_split"] > 0 and scores["voi_merge"] > 0 for scores in result["scores"].values())
-
-
-def test_a_second_demo_computes_nothing_but_scores(command: Path, tmp_path: Path) -> None:
-    restored = []
-    for options in ([], [], ["--fresh"]):
-        arguments = [command, "demo", "--output", "out", "--json", *options]
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
-        result = json.loads(done.stdout)
-        restored.append(result["restored_blocks"])
-    assert restored == [0, sum(row["blocks"] for row in result["stages"].values()), 0]
+    assert demo()["restored_blocks"] == sum(row["blocks"] for row in result["stages"].values())
+    assert demo("--fresh")["restored_blocks"] == 0
