@@ -207,7 +207,7 @@ def test_files_that_may_not_grow_hold_up_their_blocks_and_leave_no_halves(tmp_pa
     assert "1 block of run" in told
     assert "File too large" in told
     assert "the same crop goes on" in told
-    (part,) = tmp_path.glob(".b.zarr.crop/crop-*/b.zarr")
+    (part,) = tmp_path.glob(".b.zarr.crop/copy-*/b.zarr")
     found = neuroshed.volume_check(part)
     assert (found["files"], [row["kind"] for row in found["damaged"]]) == (2, ["missing"])
     neuroshed.volume_crop(*given, block_shape=(32, 64, 64), cluster=here)
