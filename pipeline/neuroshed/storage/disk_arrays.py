@@ -21,8 +21,8 @@ import zarr
 
 from neuroshed.storage.tensors import reason_of
 
-DECODERS = min(4, os.cpu_count() or 1)
-"""Threads of a process that decode and encode chunks."""
+DECODERS = 4
+"""Threads of a process that decode and encode chunks, at the most."""
 _DRIVERS = {2: "zarr", 3: "zarr3"}
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 _FILE = re.compile(r'local file "([^"]*)"')
@@ -44,15 +44,15 @@ class DiskArray:
         import tensorstore
 
         metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
-        spec = {
-            "driver": _DRIVERS[array.metadata.zarr_format],
-            "kvstore": {"driver": "file", "path": f"{folder}/"},
-            "metadata": json.loads(json.dumps(metadata)),
-            "fill_missing_data_reads": not strict,
-            # A block of zeros leaves a file too, so one that is missing later was lost.
-            "store_data_equal_to_fill_value": True,
-        }
         try:
+            spec = {
+                "driver": _DRIVERS[array.metadata.zarr_format],
+                "kvstore": {"driver": "file", "path": f"{folder}/"},
+                "metadata": json.loads(json.dumps(metadata)),
+                "fill_missing_data_reads": not strict,
+                # A block of zeros leaves a file too, so one that is missing later was lost.
+                "store_data_equal_to_fill_value": True,
+            }
             return cls(tensorstore.open(spec, open=True, assume_metadata=True, context=_context()).result())
         except (ValueError, TypeError, NotImplementedError):
             return None
@@ -95,7 +95,7 @@ def _context() -> Any:
     return tensorstore.Context(
         {
             "cache_pool": {},
-            "data_copy_concurrency": {"limit": DECODERS},
+            "data_copy_concurrency": {"limit": min(DECODERS, os.cpu_count() or 1)},
             # Answers of network file systems take a while.
             "file_io_concurrency": {"limit": 16},
             # A file has one writer.
