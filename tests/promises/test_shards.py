@@ -85,6 +85,7 @@ def test_a_shard_is_whole_or_not_there_when_its_writer_is_killed(backend: tuple[
     context.set_forkserver_preload([__name__])
     seed = random.randrange(1 << 30)
     rng, found = random.Random(seed), []
+    volume_at(path)
     for _ in range(KILLS):
         here, there = context.Pipe(duplex=False)
         writer = context.Process(target=write_on_and_on, args=(kind, str(path), {**os.environ}, there))

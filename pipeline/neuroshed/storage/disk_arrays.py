@@ -24,7 +24,8 @@ from neuroshed.storage.tensors import reason_of
 DECODERS = 4
 """Threads of a process that decode and encode chunks, at the most."""
 _DRIVERS = {2: "zarr", 3: "zarr3"}
-_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
+# As newer and older versions say it.
+_SYSTEM_ERROR = re.compile(r"\[(?:os_error_code='|OS error )(\d+)")
 _FILE = re.compile(r'local file "([^"]*)"')
 Index = tuple[int | slice, ...]
 
