@@ -17,6 +17,7 @@ import pytest
 
 import neuroshed
 from neuroshed.errors import InputError, WorkflowError
+from neuroshed.storage.files import is_draft
 from neuroshed.storage.journal import Journal, read_events
 from neuroshed.storage.ledger import positions_of
 
@@ -75,7 +76,7 @@ def contents(run_folder: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(run_folder)): file.read_bytes()
         for file in files
-        if file.name != "stage.json" and not file.name.endswith(".partial")
+        if file.name != "stage.json" and not is_draft(file.name)
     }
 
 

@@ -21,7 +21,9 @@ from neuroshed.stages.drift import FIELD_BYTES, Drift
 from neuroshed.stages.masks import Skipped, left_out
 from neuroshed.storage.identity import unchanged
 from neuroshed.storage.locations import Location
+from neuroshed.storage.metadata import chunk_side
 from neuroshed.storage.networks import ModelChoice, Opened, open_model
+from neuroshed.storage.reading import reading_bytes
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
 GPU_CONTEXT_BYTES = 10**9
@@ -170,7 +172,11 @@ class Predict(Stage):
 
     def read_bytes(self, shape: Vec) -> int:
         """Peak memory in bytes of `read` for a box of `shape`."""
-        return 2 * len(NEAREST) * Box.of_shape(shape).size
+        channels = len(NEAREST)
+        chunks = [chunk_side(side) for side in self.shard_shape]
+        return reading_bytes(
+            (channels, *shape), (1, *chunks), (channels, *self.shard_shape), 1, on_disk=self.folder.is_local
+        )
 
     def read(self, box: Box) -> npt.NDArray[np.uint8]:
         """Affinities of a box that is predicted, uint8 `(3, z, y, x)`; 0 in blocks that were left out."""

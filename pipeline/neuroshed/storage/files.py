@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
 import uuid
@@ -13,7 +14,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 DRAFT = ".partial"
-"""At the end of the name of a file that is being written; zarr does so too."""
+"""At the end of the name of a file that is being written."""
+# Ours, zarr's and tensorstore's.
+_DRAFT = re.compile(rf"\..+\.[0-9a-f]{{16,32}}({DRAFT})?|.+\.[0-9a-f]{{32}}{DRAFT}|.+_[0-9a-f]+\.__lock")
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file or folder of this name is being written, or was when its writer was killed.
+
+    >>> [is_draft(name) for name in ("0_550728d60d44890d.__lock", ".plan.json." + 32 * "0" + ".partial", "plan.json")]
+    [True, True, False]
+    """
+    return _DRAFT.fullmatch(name) is not None
 
 
 def sync_path(path: Path) -> None:
@@ -140,10 +152,8 @@ def _draft(path: Path) -> Path:
 
 
 def remove_drafts(folder: Path) -> int:
-    """Remove what writers that were killed left below a folder, ours and zarr's; returns how many files. Nobody may be
-    writing there.
-    """
-    drafts = [path for path in folder.rglob(f"*{DRAFT}") if path.is_file()]
+    """Remove the files that writers who were killed left below a folder, while nobody writes; returns how many."""
+    drafts = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if is_draft(name)]
     for path in drafts:
         path.unlink(missing_ok=True)
     return len(drafts)

@@ -3,7 +3,7 @@
 Those in buckets are in `bucket_locations.py`, those on web servers (to read) in `web.py`.
 
 On disk, what is written stands whole and synced with its folder; in a bucket, an object is there whole or not at all.
-Hidden names (`.name...`) are drafts and locks, and are not listed.
+Hidden names (`.name...`) are drafts and locks, and are not listed, nor are drafts of Zarr arrays.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class _OnDisk(Location):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 file = _OnDisk(f"{folder}/{name}")
-                if not name.startswith(".") and (size := file.size()) is not None:
+                if not name.startswith(".") and not disk.is_draft(name) and (size := file.size()) is not None:
                     yield file, size
 
     def delete(self) -> None:

@@ -41,13 +41,18 @@ def open_tensor(driver: str, folder: Location, **options: Any) -> Any:
 
 def check_process(place: object) -> None:
     """Raise `WorkflowError` in a process that was forked from one which has used tensorstore: it would wait."""
-    if not _started:
-        _started.append(os.getpid())
-    if _started[0] != os.getpid():
+    if was_forked():
         raise WorkflowError(
             f"{place} cannot be read in a process forked from one that has read such arrays already; start processes "
             "by `spawn` or `forkserver`"
         )
+
+
+def was_forked() -> bool:
+    """Whether this process was forked from one that has used tensorstore, as it may from now on."""
+    if not _started:
+        _started.append(os.getpid())
+    return _started[0] != os.getpid()
 
 
 def key_value_store(folder: Location) -> dict[str, Any]:

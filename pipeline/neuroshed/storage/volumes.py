@@ -6,6 +6,7 @@ owns whole shards and is their only writer. Volumes that were opened, not create
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,17 @@ import zarr
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.storage.disk_arrays import DiskArray
 from neuroshed.storage.files import sync_entry
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import lacking
 from neuroshed.storage.metadata import CHUNK_SIDE, new_metadata, open_sink, put_metadata
 from neuroshed.storage.readback import forget_cached, is_reading_back, not_held
+from neuroshed.storage.reading import reading_bytes
+from neuroshed.storage.tensors import was_forked
 
 MAX_CHUNKS = 1 << 18
 """Chunks of a shard, whose index is held while it is written and read."""
-ZARR_TASK_BYTES = 4 << 10
-"""What zarr holds of each chunk that it reads beside its bytes."""
 
 _NANOMETRES = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1, "picometer": 1e-3}
 
@@ -93,6 +95,29 @@ class Volume:
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
+        index = self._index(box, channels)
+        try:
+            with self.path.telling():
+                data = disk.read(index) if (disk := self._on_disk) else self.array[index]
+        except (OSError, WorkflowError):
+            raise
+        except Exception as error:
+            # Each codec has its own ways to say so.
+            if self._all_there and (lost := lacking(self.files(box))) is not None:
+                raise self._lost(lost) from error
+            raise BlockError(
+                f"{self.path} is damaged in {box} ({type(error).__name__}: {error}); bring it back if it is an input, "
+                "else remove its stage's folder and run again"
+            ) from error
+        kept = self.order[-np.ndim(data) :]
+        turned = np.asarray(data).transpose([sorted(kept).index(axis) for axis in kept])
+        found = np.ascontiguousarray(turned, turned.dtype.newbyteorder("="))
+        if self._all_there and disk is None:
+            self._check_there(box, found)
+        return found
+
+    def _index(self, box: Box, channels: int | slice | None) -> tuple[Any, ...]:
+        """What to ask the array for, by its own axes."""
         lead: tuple[Any, ...]
         if self.channels is None:
             lead = (0,) * (self.array.ndim - 3)
@@ -100,23 +125,25 @@ class Volume:
             part = channels if isinstance(channels, slice) else slice(0, channels)
             lead = (0,) * (self.array.ndim - 4) + (part,)
         wanted = dict(zip(self.order, (*lead, *box.slices()), strict=True))
-        try:
-            with self.path.telling():
-                data = np.asarray(self.array[tuple(wanted[axis] for axis in range(self.array.ndim))])
-        except (OSError, WorkflowError):
-            raise
-        except Exception as error:
-            # Each codec has its own ways to say so.
-            raise BlockError(
-                f"{self.path} is damaged in {box} ({type(error).__name__}: {error}); bring it back if it is an input, "
-                "else remove its stage's folder and run again"
-            ) from error
-        kept = self.order[-data.ndim :]
-        turned = data.transpose([sorted(kept).index(axis) for axis in kept])
-        found = np.ascontiguousarray(turned, data.dtype.newbyteorder("="))
-        if self.sink is not None or self.whole:
-            self._check_there(box, found)
-        return found
+        return tuple(wanted[axis] for axis in range(self.array.ndim))
+
+    @property
+    def _all_there(self) -> bool:
+        """Whether what is not there is an error, and no fill value."""
+        return self.sink is not None or self.whole
+
+    @property
+    def _on_disk(self) -> DiskArray | None:
+        """The array in the way that is faster than zarr-python, where there is one."""
+        return self._opened if self.path.is_local and not was_forked() else None
+
+    @functools.cached_property
+    def _opened(self) -> DiskArray | None:
+        return DiskArray.of(self.array, self._root.local, strict=self._all_there)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is of one process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
     def _check_there(self, box: Box, found: npt.NDArray[Any]) -> None:
         """Raise `BlockError` naming a shard that is missing or empty, which zarr takes for one of nothing but zeros."""
@@ -128,19 +155,22 @@ class Volume:
             if self.path.is_local or not found[(..., *part)].any():
                 suspects.append(file)
         if (lost := lacking(suspects)) is not None:
-            remedy = "bring it back" if self.sink is None else "remove its stage's folder and run again"
-            raise BlockError(f"{lost} is missing or empty; {remedy}")
+            raise self._lost(lost)
+
+    def _lost(self, file: Location) -> BlockError:
+        remedy = "bring it back" if self.sink is None else "remove its stage's folder and run again"
+        return BlockError(f"{file} is missing or empty; {remedy}")
 
     def read_bytes(self, shape: Vec, channels: int = 1) -> int:
         """Upper bound in bytes of what `read` takes at its peak, its result included, for any box of `shape`."""
-        result = channels * math.prod(shape) * self.dtype.itemsize
-        # zarr has so many files at work at once, each as stored, decoded and collected; at the end axes are turned.
-        wanted = (*(channels for _ in self.order[:-3]), *shape)
-        sides = [(n, self.array.chunks[axis]) for axis, n in zip(self.order, wanted, strict=True)]
-        whole = math.prod(n + 2 * (chunk - 1) for n, chunk in sides)
-        files = int(zarr.config.get("async.concurrency")) * math.prod(self.array.shards or self.array.chunks)
-        tasks = math.prod(2 + n // chunk for n, chunk in sides) * ZARR_TASK_BYTES
-        return 2 * result + 3 * min(whole, files) * self.dtype.itemsize + tasks
+        wanted = dict(zip(self.order, (*(channels for _ in self.order[:-3]), *shape), strict=True))
+        return reading_bytes(
+            [wanted[axis] for axis in range(self.array.ndim)],
+            self.array.chunks,
+            self.array.shards or self.array.chunks,
+            self.dtype.itemsize,
+            on_disk=self._on_disk is not None,
+        )
 
     def write(self, box: Box, data: npt.NDArray[Any], region: Box | None = None) -> None:
         """Write `box`, which must own whole shards, and sync files and folders to disk before returning.
@@ -150,9 +180,12 @@ class Volume:
         `BlockError` if it is read back (`reading_back`) as something else.
         """
         sink = self._owned(box, region or self.box)
-        lead = (slice(None),) if self.channels is not None else ()
+        index = self._index(box, None)
         with self.path.telling():
-            sink[(*lead, *box.slices())] = data
+            if disk := self._on_disk:
+                disk.replace(index, data, [file.local for file in self.files(box)])
+            else:
+                sink[index] = data
         if self.path.is_local:
             for file in self.files(box):
                 sync_entry(file.local, self._root.local)
@@ -186,7 +219,7 @@ class Volume:
 
     @property
     def _root(self) -> Location:
-        return self.path / self.array.basename if self.array.basename else self.path
+        return self.path / self.array.path if self.array.path else self.path
 
     def files(self, box: Box) -> Iterator[Location]:
         """The files of a volume of ours that hold a box; all its channels are in one shard."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from neuroshed.engine.coordinator import restore
 from neuroshed.errors import WorkflowError
 from neuroshed.stages.base import Stage, Step
+from neuroshed.storage.files import is_draft
 from neuroshed.storage.journal import Journal, read_ledger
 from neuroshed.storage.lease import holder_of
 from neuroshed.storage.ledger import Ledger, runs_of
@@ -30,8 +31,6 @@ LEFTOVER = "left over by what was broken off"
 INTERMEDIATE = "intermediate blocks that nothing reads any more"
 
 _STAGE_FOLDER = re.compile(r"([a-z_-]+)-([0-9a-f]{12})")
-# As `storage.files`, `storage.volumes` and Zarr's own store name what is not whole yet.
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{16,32}(\.partial)?|.+\.[0-9a-f]{32}\.partial")
 
 
 @dataclass(frozen=True)
@@ -164,11 +163,11 @@ def _drafts(run_folder: Location, planned: set[str]) -> Iterator[Find]:
     if not run_folder.is_local:
         return
     root = run_folder.local
-    found = [path for path in sorted(root.iterdir()) if _DRAFT.fullmatch(path.name)]
+    found = [path for path in sorted(root.iterdir()) if is_draft(path.name)]
     for name in sorted(planned):
         for parent, folders, files in os.walk(root / name):
-            found += [Path(parent, name) for name in sorted((*folders, *files)) if _DRAFT.fullmatch(name)]
-            folders[:] = [name for name in folders if not _DRAFT.fullmatch(name)]
+            found += [Path(parent, name) for name in sorted((*folders, *files)) if is_draft(name)]
+            folders[:] = [name for name in folders if not is_draft(name)]
     for path in found:
         if not path.is_symlink():
             yield Find(LEFTOVER, run_folder / str(path.relative_to(root)), _bytes(Location.of(path)))

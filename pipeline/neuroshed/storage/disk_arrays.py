@@ -1,0 +1,118 @@
+"""Zarr arrays on disks of this machine through tensorstore, several times as fast as zarr-python (`benchmarks/io.py`).
+
+Files are written beside their place, synced and renamed: they are whole or not there. Nothing is cached, since another
+process may write again what was read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from neuroshed.storage.tensors import reason_of
+
+DECODERS = 4
+"""Threads of a process that decode and encode chunks, at the most."""
+_DRIVERS = {2: "zarr", 3: "zarr3"}
+# As newer and older versions say it.
+_SYSTEM_ERROR = re.compile(r"\[(?:os_error_code='|OS error )(\d+)")
+_FILE = re.compile(r'local file "([^"]*)"')
+Index = tuple[int | slice, ...]
+
+
+class DiskArray:
+    """An array by its own axes. Raises OSError as the file system does, ValueError for what is damaged."""
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any], folder: Path, strict: bool) -> DiskArray | None:
+        """The array in a folder; None if tensorstore does not know its type or one of its codecs. No file is read.
+
+        With `strict`, chunks that are not there are errors when they are read, and no fill values.
+        """
+        import tensorstore
+
+        metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
+        try:
+            spec = {
+                "driver": _DRIVERS[array.metadata.zarr_format],
+                "kvstore": {"driver": "file", "path": f"{folder}/"},
+                "metadata": json.loads(json.dumps(metadata)),
+                "fill_missing_data_reads": not strict,
+                # A block of zeros leaves a file too, so one that is missing later was lost.
+                "store_data_equal_to_fill_value": True,
+            }
+            return cls(tensorstore.open(spec, open=True, assume_metadata=True, context=_context()).result())
+        except (ValueError, TypeError, NotImplementedError):
+            return None
+
+    def read(self, index: Index) -> npt.NDArray[Any]:
+        """The values at an index, in C order, the caller's to change."""
+        with _telling():
+            found: npt.NDArray[Any] = self._tensor[index].read().result()
+        return found
+
+    def replace(self, index: Index, data: npt.NDArray[Any], files: Iterable[Path]) -> None:
+        """Write what fills some files, as far as anything is ever written to them, and sync them."""
+        values = np.asarray(data, self._tensor.dtype.numpy_dtype)
+        try:
+            self._write(index, values)
+        except ValueError:
+            # A file that the array's edge cuts is read before. What is damaged is to be replaced.
+            for file in files:
+                file.unlink(missing_ok=True)
+            self._write(index, values)
+
+    def _write(self, index: Index, values: npt.NDArray[Any]) -> None:
+        with _telling():
+            # It is waited for, so that nothing has to be copied before.
+            self._tensor[index].write(values, can_reference_source_data_indefinitely=True).result()
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise system_error(error) or ValueError(reason_of(error)) from error
+
+
+@functools.cache
+def _context() -> Any:
+    import tensorstore
+
+    return tensorstore.Context(
+        {
+            "cache_pool": {},
+            "data_copy_concurrency": {"limit": min(DECODERS, os.cpu_count() or 1)},
+            # Answers of network file systems take a while.
+            "file_io_concurrency": {"limit": 16},
+            # A file has one writer.
+            "file_io_locking": {"mode": "none"},
+        }
+    )
+
+
+def system_error(error: Exception) -> OSError | None:
+    r"""What the file system said, if an error of tensorstore is about that; it names the file.
+
+    >>> system_error(ValueError('writing local file "/a/0" [os_error_code=\'28\']'))
+    OSError(28, 'No space left on device')
+    """
+    code = _SYSTEM_ERROR.search(str(error))
+    if code is None:
+        return None
+    file = _FILE.search(str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1])), file[1] if file else None)
