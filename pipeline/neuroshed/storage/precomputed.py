@@ -6,19 +6,17 @@ ours are z y x; what this module takes and returns is z y x.
 
 from __future__ import annotations
 
-import errno
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import tensorstore
 from pydantic import BaseModel, ConfigDict
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
-from neuroshed.storage.files import sync_entry
-from neuroshed.storage.locations import Location
+from neuroshed.storage.tensors import check_process, reason_of
 
 Encoding = Literal["compressed_segmentation", "raw", "png", "jpeg"]
 
@@ -123,35 +121,35 @@ def info(scales: Sequence[Scale], encoding: Encoding, dtype: np.dtype[Any], chan
     }
 
 
-def open_scale(path: Location, number: int) -> Any:
-    """One level of a volume of this machine, to write to: axes x, y, z, channel."""
+def encode_shard(told: dict[str, Any], number: int, start: Vec, data: npt.NDArray[Any], name: str) -> bytes:
+    """A whole file of level `number` of a volume of which `told` is the `info`, `name` among its files. `data` is
+    `(z, y, x)` or `(c, z, y, x)` and begins at voxel `start` of the level.
+
+    Raises `BlockError` for what cannot be encoded.
+    """
+    check_process(name)
+    import tensorstore
+
+    # Tasks run side by side already. Of a context of its own, so is the store in memory.
+    context = tensorstore.Context({"data_copy_concurrency": {"limit": 1}})
     spec = {
         "driver": "neuroglancer_precomputed",
-        "kvstore": {"driver": "file", "path": f"{path.local}/"},
+        "kvstore": "memory://",
         "scale_index": number,
         # A block of zeros leaves a file too, so one that is missing later was lost.
         "store_data_equal_to_fill_value": True,
-        # Tasks run side by side already.
-        "context": {"data_copy_concurrency": {"limit": 1}},
     }
-    return tensorstore.open(spec, read=True, write=True).result()
-
-
-def write_shard(opened: Any, start: Vec, data: npt.NDArray[Any], file: Location, root: Location) -> None:
-    """Write a whole file of a level, and sync it. `data` is `(z, y, x)` or `(c, z, y, x)` and begins at voxel `start`
-    of the level.
-
-    Raises OSError if the disk is full, `BlockError` for what else goes wrong.
-    """
     turned = data.T if data.ndim == 4 else data.T[..., np.newaxis]
-    origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
-    place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
     try:
-        # In one transaction: chunk by chunk, the file would be written anew for each.
+        files = tensorstore.KvStore.open("memory://", context=context).result()
+        files[INFO_FILE] = json.dumps(told).encode()
+        opened = tensorstore.open(spec, context=context, read=True, write=True).result()
+        origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
+        place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
+        # In one transaction: chunk by chunk, the file would be made anew for each.
         with tensorstore.Transaction() as transaction:
-            opened.with_transaction(transaction)[place].write(turned).result()
+            target = opened.with_transaction(transaction)[place]
+            target.write(turned, can_reference_source_data_indefinitely=True).result()
+        return bytes(files[name])
     except ValueError as error:
-        if "ENOSPC" in str(error) or "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device", str(file)) from error
-        raise BlockError(f"{file} cannot be written ({str(error).splitlines()[0]})") from error
-    sync_entry(file.local, root.local)
+        raise BlockError(f"{name} cannot be encoded ({reason_of(error)})") from error
