@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore
 
-from neuroshed.errors import WorkflowError
+from neuroshed.errors import InputError, WorkflowError
 from neuroshed.storage.buckets import CHECK_RETRIES, READ_AHEAD_BYTES, ObjectReader, ObjectWriter, client, told
 from neuroshed.storage.locations import Location
-from neuroshed.storage.object_stores import KINDS, Bucket
+from neuroshed.storage.object_stores import KINDS, Bucket, is_beyond_end
 
 DELETES_AT_ONCE = 1000
 
@@ -76,9 +78,26 @@ class InBucket(Location):
         return None
 
     def read_bytes(self) -> bytes:
-        """All of an object; raises FileNotFoundError."""
+        """All of an object, unpacked if it says that it is stored packed by gzip; raises FileNotFoundError."""
         with self.telling():
-            return bytes(obstore.get(client(self._bucket), self._key).bytes())
+            found = obstore.get(client(self._bucket), self._key)
+            data = bytes(found.bytes())
+        if found.attributes.get("Content-Encoding") != "gzip":
+            return data
+        try:
+            return gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{self} is damaged: it is no gzip, as it says ({error}); copy it again") from error
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes of an object, as it is stored, from `start` up to `stop`, or its end; raises FileNotFoundError."""
+        with self.telling():
+            try:
+                return bytes(obstore.get_range(client(self._bucket), self._key, start=start, end=stop))
+            except BaseError as error:
+                if is_beyond_end(error):
+                    return b""
+                raise
 
     def put(self, data: bytes) -> None:
         """Put an object here, in place of another if there is one."""

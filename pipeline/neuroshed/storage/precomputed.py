@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
-from neuroshed.storage.tensors import check_process, reason_of
+from neuroshed.storage.tensors import open_in_memory, reason_of
 
 Encoding = Literal["compressed_segmentation", "raw", "png", "jpeg"]
 
@@ -24,6 +24,31 @@ CHUNK: Vec = (64, 64, 64)
 SHARD_BYTES = 128 * 2**20
 """A file holds about so many bytes before compression: large enough that files are few, small enough for a worker."""
 INFO_FILE = "info"
+
+
+def number_bits(counts: Vec) -> list[int]:
+    """The axes (0 z, 1 y, 2 x) whose bits make up the number of a chunk of so many along each axis, the lowest first: a
+    compressed Morton code.
+
+    >>> number_bits((1, 2, 5))
+    [2, 1, 2, 2]
+    """
+    needed = [(count - 1).bit_length() for count in counts]
+    return [axis for bit in range(max(needed)) for axis in (2, 1, 0) if bit < needed[axis]]
+
+
+def chunk_number(index: Vec, bits: Sequence[int]) -> int:
+    """The number of a chunk, or of what is at an index, whose bits are those of these axes.
+
+    >>> chunk_number((0, 1, 4), [2, 1, 2, 2])
+    10
+    """
+    places = list(index)
+    number = 0
+    for bit, axis in enumerate(bits):
+        number |= (places[axis] & 1) << bit
+        places[axis] >>= 1
+    return number
 
 
 class Scale(BaseModel):
@@ -54,13 +79,8 @@ class Scale(BaseModel):
 
     @property
     def bits(self) -> list[int]:
-        """The axes (0 z, 1 y, 2 x) whose bits make up a chunk's number, the lowest first: a compressed Morton code.
-
-        >>> Scale(shape=(64, 128, 300), resolution=(1, 1, 1), voxel_offset=(0, 0, 0)).bits
-        [2, 1, 2, 2]
-        """
-        needed = [(count - 1).bit_length() for count in self.counts]
-        return [axis for bit in range(max(needed)) for axis in (2, 1, 0) if bit < needed[axis]]
+        """Those of chunks' numbers, as `number_bits` has it."""
+        return number_bits(self.counts)
 
     def shared_bits(self, voxel_bytes: int) -> int:
         """How many of the lowest bits number the chunks of one file."""
@@ -75,14 +95,8 @@ class Scale(BaseModel):
 
     def shard_file(self, index: Vec, voxel_bytes: int) -> str:
         """Name of a file, by the index of its box among all."""
-        shared = self.shared_bits(voxel_bytes)
-        places = list(index)
-        number = 0
-        for bit, axis in enumerate(self.bits[shared:]):
-            number |= (places[axis] & 1) << bit
-            places[axis] >>= 1
-        digits = -(-(len(self.bits) - shared) // 4)
-        return f"{self.key}/{number:0{digits}x}.shard"
+        bits = self.bits[self.shared_bits(voxel_bytes) :]
+        return f"{self.key}/{chunk_number(index, bits):0{-(-len(bits) // 4)}x}.shard"
 
     def described(self, encoding: Encoding, voxel_bytes: int) -> dict[str, Any]:
         """What `info` says of it."""
@@ -127,29 +141,19 @@ def encode_shard(told: dict[str, Any], number: int, start: Vec, data: npt.NDArra
 
     Raises `BlockError` for what cannot be encoded.
     """
-    check_process(name)
     import tensorstore
 
-    # Tasks run side by side already. Of a context of its own, so is the store in memory.
-    context = tensorstore.Context({"data_copy_concurrency": {"limit": 1}})
-    spec = {
-        "driver": "neuroglancer_precomputed",
-        "kvstore": "memory://",
-        "scale_index": number,
-        # A block of zeros leaves a file too, so one that is missing later was lost.
-        "store_data_equal_to_fill_value": True,
-    }
+    # A block of zeros leaves a file too, so one that is missing later was lost.
+    options = {"scale_index": number, "store_data_equal_to_fill_value": True}
+    opened = open_in_memory("neuroglancer_precomputed", {INFO_FILE: json.dumps(told).encode()}, name, **options)
     turned = data.T if data.ndim == 4 else data.T[..., np.newaxis]
+    origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
+    place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
     try:
-        files = tensorstore.KvStore.open("memory://", context=context).result()
-        files[INFO_FILE] = json.dumps(told).encode()
-        opened = tensorstore.open(spec, context=context, read=True, write=True).result()
-        origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
-        place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
         # In one transaction: chunk by chunk, the file would be made anew for each.
         with tensorstore.Transaction() as transaction:
             target = opened.with_transaction(transaction)[place]
             target.write(turned, can_reference_source_data_indefinitely=True).result()
-        return bytes(files[name])
+        return bytes(opened.kvstore[name])
     except ValueError as error:
         raise BlockError(f"{name} cannot be encoded ({reason_of(error)})") from error

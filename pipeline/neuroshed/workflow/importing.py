@@ -33,7 +33,7 @@ def import_volume(
     bucket.
 
     `source` is a TIFF stack, a folder of TIFF, PNG or JPEG sections, HDF5, MRC or `.npy` on disk, or Zarr, N5 or
-    Neuroglancer precomputed on disk, `s3://` or `https://`; `dataset` names an array, level or scale in it.
+    Neuroglancer precomputed on disk, in a bucket or on `https://`; `dataset` names an array, level or scale in it.
     `voxel_size` and `offset` of its first voxel are in nm, z y x; left out, they are what the source says. `intensity`
     (low, high) rescales to uint8, as floating-point images need.
 
