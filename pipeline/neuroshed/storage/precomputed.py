@@ -24,6 +24,8 @@ CHUNK: Vec = (64, 64, 64)
 SHARD_BYTES = 128 * 2**20
 """A file holds about so many bytes before compression: large enough that files are few, small enough for a worker."""
 INFO_FILE = "info"
+INDEX_BYTES = 16
+"""Of a file of one minishard, as ours are: where the index of its chunks begins and ends."""
 
 
 def number_bits(counts: Vec) -> list[int]:
@@ -143,9 +145,8 @@ def encode_shard(told: dict[str, Any], number: int, start: Vec, data: npt.NDArra
     """
     import tensorstore
 
-    # A block of zeros leaves a file too, so one that is missing later was lost.
-    options = {"scale_index": number, "store_data_equal_to_fill_value": True}
-    opened = open_in_memory("neuroglancer_precomputed", {INFO_FILE: json.dumps(told).encode()}, name, **options)
+    files = {INFO_FILE: json.dumps(told).encode()}
+    opened = open_in_memory("neuroglancer_precomputed", files, name, scale_index=number)
     turned = data.T if data.ndim == 4 else data.T[..., np.newaxis]
     origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
     place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
@@ -154,6 +155,8 @@ def encode_shard(told: dict[str, Any], number: int, start: Vec, data: npt.NDArra
         with tensorstore.Transaction() as transaction:
             target = opened.with_transaction(transaction)[place]
             target.write(turned, can_reference_source_data_indefinitely=True).result()
-        return bytes(opened.kvstore[name])
+        found = opened.kvstore.read(name).result()
+        # Chunks of zeros are left out, whatever is asked for, and a file of nothing else; this is an index of no chunk.
+        return bytes(found.value) if found.state == "value" else bytes(INDEX_BYTES)
     except ValueError as error:
         raise BlockError(f"{name} cannot be encoded ({reason_of(error)})") from error
