@@ -11,20 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import pytest
 import tensorstore
 import zarr
 from numpy.testing import assert_array_equal
+from werkzeug.http import http_date
+from werkzeug.wrappers import Request, Response
 
 import neuroshed
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.storage import chunked
+from neuroshed.storage import buckets, chunked
 from neuroshed.storage.locations import Location
+from neuroshed.storage.object_stores import Bucket
 from neuroshed.storage.parts import Part
 from neuroshed.storage.sources import Source, open_source
 from neuroshed.storage.volumes import open_volume
+from tests.conftest import new_bucket
+from tests.servers import Faults, Served
+
+from .test_bad_stores import QUICK
 
 SHAPE = (20, 34, 45)
 BOXES = [Box.of_shape(SHAPE), Box((3, 17, 5), (9, 34, 44)), Box((19, 33, 44), SHAPE)]
@@ -367,24 +375,143 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["n5-gzip", "precomputed", "precomputed-sharded", "zarr2"])
-def test_in_buckets_and_on_web_servers(tmp_path: Path, name: str, bucket: Location, server: str) -> None:
-    writer, options = WRITERS[name]
-    data = voxels()
-    path = writer(tmp_path / "www" / "volume", data, **options)
+CHUNKED = ["n5-gzip", "precomputed", "precomputed-sharded", "zarr2"]
+
+
+def copied(path: Path, target: Location) -> Location:
     for file in path.rglob("*"):
         if file.is_file():
-            (bucket / f"tree/a/{file.relative_to(path)}").put(file.read_bytes())
-    same(open_source(bucket / "tree/a"), data)
-    same(open_source(f"{server}/volume"), data)
-    for number, place in enumerate((f"{server}/volume", str(bucket / "tree/a"))):
-        cluster = ClusterConfig.model_validate("in-process:1")
-        found = neuroshed.import_volume(place, tmp_path / f"{number}.zarr", (1, 1, 1), cluster=cluster)
-        assert_array_equal(open_volume(found).read(BOXES[0]), data)
-    for nowhere in (f"{server}/nothing", bucket / "nothing"):
-        with pytest.raises(InputError, match="there is no Zarr, N5 or precomputed volume at "):
-            open_source(nowhere)
+            (target / str(file.relative_to(path))).put(file.read_bytes())
+    return target
+
+
+def imported(source: Location | str, target: Path) -> np.ndarray:
+    cluster = ClusterConfig.model_validate("in-process:1")
+    return open_volume(neuroshed.import_volume(source, target, (1, 1, 1), cluster=cluster)).read(BOXES[0])
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_on_web_servers(tmp_path: Path, name: str, server: str) -> None:
+    writer, options = WRITERS[name]
+    writer(tmp_path / "www" / "volume", voxels(), **options)
+    same(open_source(f"{server}/volume"), voxels())
+    assert_array_equal(imported(f"{server}/volume", tmp_path / "a.zarr"), voxels())
+    with pytest.raises(InputError, match="there is no Zarr, N5 or precomputed volume at "):
+        open_source(f"{server}/nothing")
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_in_buckets(tmp_path: Path, name: str, any_bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Several pieces to a box.
+    monkeypatch.setattr(chunked, "PIECE_BYTES", 8 << 10)
+    writer, options = WRITERS[name]
+    bucket = any_bucket
+    place = copied(writer(tmp_path / "volume", voxels(), **options), bucket / "tree/a")
+    same(open_source(place), voxels())
+    assert_array_equal(imported(place, tmp_path / "a.zarr"), voxels())
+    with pytest.raises(InputError, match="there is no Zarr, N5 or precomputed volume at "):
+        open_source(bucket / "nothing")
     if name.startswith("n5"):
-        same(open_source(bucket / "tree", "a"), data)
+        same(open_source(bucket / "tree", "a"), voxels())
         with pytest.raises(InputError, match=r"no dataset 'b'; there are: \(the folder itself\) \[45, 34, 20\]"):
-            open_source(bucket / "tree/a", "b")
+            open_source(place, "b")
+
+
+def test_places_types_and_kinds_of_shards_in_buckets(tmp_path: Path, bucket: Location) -> None:
+    blocks = {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [8, 8, 8]}
+    raw = {"minishard_index_encoding": "raw", "data_encoding": "raw"}
+    cases: dict[str, dict[str, Any]] = {
+        "hashed": {"sharding": SHARDING | raw},
+        "in order": {"sharding": SHARDING | {"hash": "identity", "minishard_bits": 0}, "voxel_offset": [7, 0, -20]},
+        "many": {"sharding": SHARDING | {"preshift_bits": 0, "shard_bits": 5}, "chunk_size": [8, 8, 8], **blocks},
+        "no shards": {"voxel_offset": [-3, 100, 7], **blocks},
+    }
+    data = voxels("uint64") // 9
+    for name, case in cases.items():
+        path = precomputed(tmp_path / name, data, key="fine", **case)
+        precomputed(path, data[:, ::2, ::2], key="coarse", resolution=[8, 16, 40], **case)
+        place = copied(path, bucket / name)
+        same(open_source(place), data)
+        half = open_source(place, "coarse")
+        assert_array_equal(half.read(Box.of_shape(half.shape)), data[:, ::2, ::2])
+        assert open_source(place).offset == open_source(path).offset
+
+
+@pytest.mark.parametrize("name", ["n5-raw", "n5-gzip", "precomputed", "precomputed-sharded"])
+def test_chunks_that_are_gone_or_broken_in_a_bucket(tmp_path: Path, name: str, bucket: Location) -> None:
+    writer, options = WRITERS[name]
+    place = copied(writer(tmp_path / "volume", voxels() + np.uint8(1), **options), bucket / "a")
+    before = open_source(place).read(BOXES[0])
+    *_, last = (file for file, _ in place.files() if file.name not in ("info", "attributes.json"))
+    whole = last.read_bytes()
+    last.delete()
+    found = open_source(place).read(BOXES[0])
+    assert ((found == before) | (found == 0)).all()
+    assert (found == 0).any()
+    # Of a shard, its data and then its index.
+    for part in (len(whole) * 2 // 3, 20):
+        last.put(whole[:part])
+        with pytest.raises(BlockError, match=r"a.* (cannot be decoded in|is damaged)") as caught:
+            open_source(place).read(BOXES[0])
+        assert "\n" not in str(caught.value)
+
+
+def test_chunks_that_cloudvolume_packs_in_buckets(tmp_path: Path, bucket: Location) -> None:
+    """By gzip, which the object's metadata alone tell."""
+    path = precomputed(tmp_path / "a", voxels(), key="fine")
+    for file in path.rglob("*"):
+        if file.is_file():
+            attributes = {"Content-Encoding": "gzip"}
+            key = f"a/{file.relative_to(path)}"
+            store = buckets.client(Bucket("s3", str(bucket).removeprefix("s3://")))
+            obstore.put(store, key, gzip.compress(file.read_bytes()), attributes=attributes)
+    same(open_source(bucket / "a"), voxels())
+    chunk = next(file for file, _ in (bucket / "a/fine").files())
+    obstore.put(store, f"a/fine/{chunk.name}", b"12345", attributes=attributes)
+    with pytest.raises(InputError, match=rf"{chunk} is damaged: it is no gzip, as it says .*; copy it again"):
+        open_source(bucket / "a").read(BOXES[0])
+
+
+@pytest.mark.parametrize("more", [{"ETag": '"1"'}, {}])
+def test_what_google_unpacks_is_told(
+    tmp_path: Path, more: dict[str, str], gs_served: Served, request: pytest.FixtureRequest
+) -> None:
+    """It sends objects that are packed by gzip unpacked, without their length, which the client needs."""
+    bucket = new_bucket("gs", request)
+    place = copied(precomputed(tmp_path / "a", voxels(), key="fine"), bucket / "a")
+
+    def unpacked(asked: Request) -> Response | None:
+        if asked.method == "GET" and "/fine/" in asked.path:
+            return Response((part for part in [b"123", b"45"]), headers={"Last-Modified": http_date(0), **more})
+        return None
+
+    gs_served.faults.refuse = unpacked
+    try:
+        with pytest.raises(
+            WorkflowError, match=rf"^{place}/fine/.* packed .Content-Encoding: gzip.; copy it"
+        ) as caught:
+            open_source(place).read(BOXES[0])
+    finally:
+        gs_served.faults.refuse = lambda asked: None
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_refuses_chunks_is_told(
+    tmp_path: Path, any_bucket: Location, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "RETRIES", buckets.RETRIES | QUICK)
+    for name in ("n5-raw", "precomputed", "precomputed-sharded"):
+        writer, options = WRITERS[name]
+        place = copied(writer(tmp_path / name, voxels(), **options), any_bucket / name)
+        source = open_source(place)
+        for status, code, said in (
+            (403, "AccessDenied", "refuses these credentials"),
+            (503, "SlowDown", "asks to slow down after"),
+        ):
+            with (
+                faults.refusing(999, status, code, "GET", f"/{name}/"),
+                pytest.raises(WorkflowError, match=rf"^{place}/.*{said}.*{code}") as caught,
+            ):
+                source.read(BOXES[0])
+            assert "\n" not in str(caught.value)
+        same(source, voxels())

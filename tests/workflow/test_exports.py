@@ -178,6 +178,28 @@ def test_a_shard_by_hand(tmp_path: Path) -> None:
         place += size
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint64"])
+def test_blocks_of_zeros_are_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud_volume: Callable[..., Any], dtype: str
+) -> None:
+    """One that is missing was lost."""
+    monkeypatch.setattr(precomputed, "SHARD_BYTES", 2 * 64**3 * np.dtype(dtype).itemsize)
+    data = voxels(dtype)
+    data[:, :, 100:] = 0
+    source = write(tmp_path / "a.zarr", data)
+    neuroshed.export(source, tmp_path / "out", format="precomputed", cluster=HERE)
+    scale = Scale(shape=SHAPE, resolution=SIZE, voxel_offset=(0, 0, 0))
+    blocks = Grid(Box.of_shape(SHAPE), scale.shard_shape(np.dtype(dtype).itemsize))
+    assert len(list((tmp_path / "out/4_8_40").iterdir())) == len(blocks)
+    read = cloud_volume(tmp_path / "out")
+    read.fill_missing = True
+    assert_array_equal(np.asarray(read[:, :, :])[..., 0].T, data)
+    spec = {"driver": "neuroglancer_precomputed", "kvstore": f"file://{tmp_path}/out/"}
+    assert_array_equal(tensorstore.open(spec).result().read().result()[..., 0].T, data)
+    same = open_source(tmp_path / "out")
+    assert_array_equal(same.read(Box.of_shape(SHAPE)), data)
+
+
 def test_a_broken_off_export_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud_volume: Callable[..., Any]
 ) -> None:

@@ -144,6 +144,6 @@ def test_mistakes_are_said_before_anything_is_written(bucket: Location, tmp_path
         neuroshed.resume(str(bucket / "run"))
     with pytest.raises(WorkflowError, match="neither a file nor one of"):
         neuroshed.run(str(bucket / "workflow.yaml"))
-    with pytest.raises(WorkflowError, match="not supported yet; use a folder"):
-        neuroshed.import_volume(tmp_path / "a.tif", str(bucket / "a.zarr"), (1, 1, 1))
+    with pytest.raises(InputError, match="copy other formats to a disk of this machine first"):
+        neuroshed.import_volume(str(bucket / "a.tif"), str(bucket / "a.zarr"), (1, 1, 1))
     assert bucket.names() == ["affinities.zarr"]

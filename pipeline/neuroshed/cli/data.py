@@ -100,10 +100,10 @@ def import_(
     pyramid: bool,
     cluster: str | None,
 ) -> None:
-    """Bring SOURCE in as the OME-Zarr volume TARGET.
+    """Bring SOURCE in as the OME-Zarr volume TARGET, a folder or in a bucket.
 
     SOURCE is a TIFF stack, a folder of TIFF, PNG or JPEG sections, HDF5, MRC or .npy on disk, or Zarr, N5 or
-    Neuroglancer precomputed on disk, s3:// or https://.
+    Neuroglancer precomputed on disk, s3://, gs://, az:// or https://.
 
     Example: neuroshed import stack.h5 a.zarr --dataset raw --voxel-size 10 10 10
 

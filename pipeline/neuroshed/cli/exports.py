@@ -70,7 +70,8 @@ def export(
     voxel_offset: tuple[int, int, int] | None,
     cluster: str | None,
 ) -> None:
-    """Write VOLUME, or the segmentation of a run, to TARGET for other programs; TARGET appears when it is whole.
+    """Write VOLUME, or the segmentation of a run, to TARGET for other programs; TARGET (a folder, s3://, gs:// or
+    az://) appears when it is whole.
 
     Example: neuroshed export run1 run1.precomputed --threshold 0.5 --format precomputed
 

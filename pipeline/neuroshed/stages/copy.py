@@ -106,8 +106,8 @@ class Copy(NewVolume):
 
     @property
     def target(self) -> Location:
-        """The copy, in the stage's own folder: the caller moves it when it is whole."""
-        return self.folder / self.name if self.image is None else self.image.target / LABELS / self.name
+        """The copy, if need be in that of its image."""
+        return super().target if self.image is None else self.image.target / LABELS / self.name
 
     @cached_property
     def opened(self) -> Volume:

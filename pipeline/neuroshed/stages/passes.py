@@ -11,6 +11,7 @@ from typing import Any
 from neuroshed.errors import InputError
 from neuroshed.geometry import Grid, Vec
 from neuroshed.stages.base import Stage, Step
+from neuroshed.storage.growing import Growing
 from neuroshed.storage.locations import Location
 from neuroshed.storage.metadata import CHUNK_SIDE
 from neuroshed.storage.volumes import Volume
@@ -43,8 +44,11 @@ class Making(Stage):
 
     @property
     def target(self) -> Location:
-        """Where it grows, in the stage's own folder: the caller moves it when it is whole."""
-        return self.folder / self.name
+        """Where it grows: in the stage's own folder, from where the caller moves it when it is whole. In a bucket,
+        where nothing can be moved: beside the run folder, with its metadata in the stage's own.
+        """
+        own = self.folder / self.name
+        return own if own.is_local else Growing(self.run_folder.parent / self.name, own)
 
     @property
     def marks(self) -> tuple[Location, ...]:

@@ -15,7 +15,7 @@ from neuroshed.stages.passes import Making
 from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.levels import factor_of, is_labels, open_levels
 from neuroshed.storage.locations import Location
-from neuroshed.storage.precomputed import INFO_FILE, Encoding, Scale, info, open_scale, write_shard
+from neuroshed.storage.precomputed import INFO_FILE, Encoding, Scale, encode_shard, info
 from neuroshed.storage.volumes import Volume, open_volume
 
 IMAGES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
@@ -89,33 +89,37 @@ class Precomputed(Making):
 
     def prepare(self) -> None:
         """Write what the volume says of itself."""
-        self.target.make_folder()
-        told = info(self.scales, self.encoding, np.dtype(self.dtype), self.channels)
-        (self.target / INFO_FILE).put(json.dumps(told, indent=2).encode())
+        for scale in self.scales:
+            (self.target / scale.key).make_folder()
+        (self.target / INFO_FILE).put(json.dumps(self._told, indent=2).encode())
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return info(self.scales, self.encoding, np.dtype(self.dtype), self.channels)
 
     def outputs(self, step: str, index: Vec) -> tuple[Location, ...]:
         """The file of a block."""
-        return (self.target / self.scales[_number(step)].shard_file(index, self._voxel_bytes),)
+        return (self.target / self._file(step, index),)
+
+    def _file(self, step: str, index: Vec) -> str:
+        return self.scales[_number(step)].shard_file(index, self._voxel_bytes)
 
     @cached_property
-    def _opened(self) -> dict[int, tuple[Volume, Any]]:
+    def _opened(self) -> dict[int, Volume]:
         return {}
 
-    def _level(self, number: int) -> tuple[Volume, Any]:
-        """A level as it is read and as it is written."""
+    def _level(self, number: int) -> Volume:
         if number not in self._opened:
-            self._opened[number] = open_volume(self.given, level=number), open_scale(self.target, number)
+            self._opened[number] = open_volume(self.given, level=number)
         return self._opened[number]
 
     def run(self, step: str, index: Vec) -> Done:
-        """Read a block and write its file."""
-        source, opened = self._level(_number(step))
-        box = self.writes(step, index)
-        (file,) = self.outputs(step, index)
-        finest, _ = self._level(0)
-        with unchanged(finest, self.identity):
-            data = source.read(box).astype(self.dtype, copy=False)
-        write_shard(opened, box.start, data, file, self.target)
+        """Read a block and put its file."""
+        number, box = _number(step), self.writes(step, index)
+        with unchanged(self._level(0), self.identity):
+            data = self._level(number).read(box).astype(self.dtype, copy=False)
+        name = self._file(step, index)
+        (self.target / name).put(encode_shard(self._told, number, box.start, data, name))
         return Done(box.size)
 
     def memory_bytes(self, step: str) -> int:

@@ -1,4 +1,4 @@
-"""Volumes in chunks that others wrote: N5, Zarr and OME-Zarr, Neuroglancer precomputed; on disk, in S3, on the web.
+"""Volumes in chunks that others wrote: N5, Zarr and OME-Zarr, Neuroglancer precomputed; on disk, in buckets, online.
 
 A chunk that is not there is one of zeros (Zarr: of the fill value), as these formats have it. Boxes are read in pieces
 of whole chunks, so that memory does not depend on them.
@@ -18,6 +18,7 @@ from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Vec, divided
 from neuroshed.storage import spacing
 from neuroshed.storage.datasets import at, choose_level, find_datasets, listed, read_json
+from neuroshed.storage.fetched import Fetched, FetchedN5, FetchedPrecomputed
 from neuroshed.storage.locations import Location
 from neuroshed.storage.readers import Reader
 from neuroshed.storage.tensors import CACHE_BYTES, check_process, is_damage, open_tensor, reason_of
@@ -74,14 +75,13 @@ class _InPieces(Reader):
 class _Tensor(_InPieces):
     """An array of tensorstore, whose axes are x, y, z."""
 
-    def _show(self, path: Location, name: str, tensor: Any) -> None:
-        import tensorstore
-
-        self._path, self._name = path, name
-        self._tensor = tensor[tensorstore.d[:].translate_to[0]].T
+    def _show(self, path: Location, name: str, opened: Any) -> None:
+        """`opened` is the tensor, or gives one for each box."""
+        self._path, self._name, self._opened = path, name, opened
+        self._tensor = _turned(opened.tensor if isinstance(opened, Fetched) else opened)
         z, y, x = self._tensor.shape
         self.shape = (z, y, x)
-        self.dtype = np.dtype(tensor.dtype.numpy_dtype)
+        self.dtype = np.dtype(self._tensor.dtype.numpy_dtype)
         z, y, x = self._tensor.chunk_layout.read_chunk.shape
         self.unit = (min(z, self.shape[0]), min(y, self.shape[1]), min(x, self.shape[2]))
         # Pieces as stored, decoded and collected; those at an edge may be of chunks that reach beyond it.
@@ -90,14 +90,28 @@ class _Tensor(_InPieces):
 
     def _fetch(self, box: Box) -> npt.NDArray[Any]:
         check_process(self._path)
+        tensor = _turned(self._opened(box)) if isinstance(self._opened, Fetched) else self._tensor
         try:
-            found: npt.NDArray[Any] = self._tensor[box.slices()].read().result()
+            found: npt.NDArray[Any] = tensor[box.slices()].read().result()
         except Exception as error:
             place = f"{self._path}, dataset {self._name}," if self._name else f"{self._path}"
             if is_damage(error):
                 raise BlockError(f"{place} cannot be decoded in {box} ({reason_of(error)}); copy it again") from error
             raise WorkflowError(f"{place} cannot be read in {box} ({reason_of(error)}); see that it can") from error
         return found
+
+
+def _turned(tensor: Any) -> Any:
+    """With axes z, y, x that begin at 0; of channels the first."""
+    import tensorstore
+
+    plain = tensor[..., 0] if tensor.ndim == 4 else tensor
+    return plain[tensorstore.d[:].translate_to[0]].T
+
+
+def _is_fetched(path: Location) -> bool:
+    """Whether an array is in a bucket."""
+    return not path.is_local and path.can_list
 
 
 class N5Source(_Tensor):
@@ -111,7 +125,8 @@ class N5Source(_Tensor):
             raise InputError(f"{path} has no dataset {name!r}; there are: {listed(_n5_shapes(path))}")
         if not isinstance(shape, list) or len(shape) != 3:
             raise InputError(f"{path} dataset {name!r} is {shape} (x y z ...); needed is a 3-D one (x y z)")
-        self._show(path, name, open_tensor("n5", at(path, name)))
+        folder = at(path, name)
+        self._show(path, name, FetchedN5(folder, attributes) if _is_fetched(path) else open_tensor("n5", folder))
         parts = name.split("/") if name else []
         folders = [at(path, "/".join(parts[:count])) for count in range(len(parts), -1, -1)]
         self.metadata = tuple(folder / "attributes.json" for folder in folders)
@@ -145,8 +160,11 @@ class PrecomputedSource(_Tensor):
         if channels != 1:
             raise InputError(f"{path} has {channels} channels; export the one that is wanted as a volume of its own")
         _refuse_compressed(path / key)
-        tensor = open_tensor("neuroglancer_precomputed", path, scale_index=list(scales).index(key))
-        self._show(path, key, tensor[..., 0])
+        number = list(scales).index(key)
+        if _is_fetched(path):
+            self._show(path, key, FetchedPrecomputed(path, info, number))
+        else:
+            self._show(path, key, open_tensor("neuroglancer_precomputed", path, scale_index=number))
         told = spacing.of_precomputed(sizes[key], sizes[finest], scales[key].get("voxel_offset", [0, 0, 0]))
         if told is not None:
             self.voxel_size, self.offset = told

@@ -137,6 +137,12 @@ class Location(ABC):
     def read_bytes(self) -> bytes:
         """All of a file; raises FileNotFoundError."""
 
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`, or its end; raises FileNotFoundError."""
+        with self.open_read() as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     @abstractmethod
     def put(self, data: bytes) -> None:
         """Put a file here, in place of another if there is one, whole or not at all; its folder must exist."""

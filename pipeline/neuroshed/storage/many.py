@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from neuroshed.storage.locations import Location
 
 REQUESTS_AT_ONCE = 16
+Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
@@ -23,10 +24,15 @@ def delete_all(files: Iterable[Location]) -> None:
 
 
 def _each(function: Callable[[Location], Answer], files: list[Location]) -> list[Answer]:
-    if len(files) < 2 or files[0].is_local:
-        return [function(file) for file in files]
-    with ThreadPoolExecutor(min(len(files), REQUESTS_AT_ONCE)) as pool:
-        return list(pool.map(function, files))
+    return [function(file) for file in files] if files and files[0].is_local else at_once(function, files)
+
+
+def at_once(function: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+    """What a function that waits for a store gives for each of some items, asked many at once."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), REQUESTS_AT_ONCE)) as pool:
+        return list(pool.map(function, items))
 
 
 def lacking(files: Iterable[Location]) -> Location | None:

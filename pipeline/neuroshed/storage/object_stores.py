@@ -119,6 +119,11 @@ def is_full(error: Exception) -> bool:
     return status == "507" or re.search(r"Full|Quota|CapacityExceeded", code) is not None
 
 
+def is_beyond_end(error: Exception) -> bool:
+    """Whether the store says that an object has none of the bytes that were asked for."""
+    return _answer(error)[0] == "416"
+
+
 def advice(bucket: Bucket, place: str, error: Exception) -> str:
     """What a store would not do with a place, why, and the remedy, in one line without secrets."""
     kind, text = bucket.kind, str(error)
@@ -127,6 +132,12 @@ def advice(bucket: Bucket, place: str, error: Exception) -> str:
         return f"{place}: there is no {kind.bucket} {bucket.name}; create it, or check its name and {where}"
     if any(mark in text for mark in kind.last_resort):
         return f"{place}: no credentials were found; {kind.how_to_sign}"
+    if re.search(r"(Content-Length|ETag) Header missing", text):
+        # https://cloud.google.com/storage/docs/transcoding
+        return (
+            f"{place}: the store does not say how long it is, as Google's where an object is stored packed "
+            "(Content-Encoding: gzip); copy it unpacked"
+        )
     status, code = _answer(error)
     answer = f"{status} {code}".strip()
     if is_full(error):

@@ -6,19 +6,17 @@ ours are z y x; what this module takes and returns is z y x.
 
 from __future__ import annotations
 
-import errno
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import tensorstore
 from pydantic import BaseModel, ConfigDict
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
-from neuroshed.storage.files import sync_entry
-from neuroshed.storage.locations import Location
+from neuroshed.storage.tensors import open_in_memory, reason_of
 
 Encoding = Literal["compressed_segmentation", "raw", "png", "jpeg"]
 
@@ -26,6 +24,33 @@ CHUNK: Vec = (64, 64, 64)
 SHARD_BYTES = 128 * 2**20
 """A file holds about so many bytes before compression: large enough that files are few, small enough for a worker."""
 INFO_FILE = "info"
+INDEX_BYTES = 16
+"""Of a file of one minishard, as ours are: where the index of its chunks begins and ends."""
+
+
+def number_bits(counts: Vec) -> list[int]:
+    """The axes (0 z, 1 y, 2 x) whose bits make up the number of a chunk of so many along each axis, the lowest first: a
+    compressed Morton code.
+
+    >>> number_bits((1, 2, 5))
+    [2, 1, 2, 2]
+    """
+    needed = [(count - 1).bit_length() for count in counts]
+    return [axis for bit in range(max(needed)) for axis in (2, 1, 0) if bit < needed[axis]]
+
+
+def chunk_number(index: Vec, bits: Sequence[int]) -> int:
+    """The number of a chunk, or of what is at an index, whose bits are those of these axes.
+
+    >>> chunk_number((0, 1, 4), [2, 1, 2, 2])
+    10
+    """
+    places = list(index)
+    number = 0
+    for bit, axis in enumerate(bits):
+        number |= (places[axis] & 1) << bit
+        places[axis] >>= 1
+    return number
 
 
 class Scale(BaseModel):
@@ -56,13 +81,8 @@ class Scale(BaseModel):
 
     @property
     def bits(self) -> list[int]:
-        """The axes (0 z, 1 y, 2 x) whose bits make up a chunk's number, the lowest first: a compressed Morton code.
-
-        >>> Scale(shape=(64, 128, 300), resolution=(1, 1, 1), voxel_offset=(0, 0, 0)).bits
-        [2, 1, 2, 2]
-        """
-        needed = [(count - 1).bit_length() for count in self.counts]
-        return [axis for bit in range(max(needed)) for axis in (2, 1, 0) if bit < needed[axis]]
+        """Those of chunks' numbers, as `number_bits` has it."""
+        return number_bits(self.counts)
 
     def shared_bits(self, voxel_bytes: int) -> int:
         """How many of the lowest bits number the chunks of one file."""
@@ -77,14 +97,8 @@ class Scale(BaseModel):
 
     def shard_file(self, index: Vec, voxel_bytes: int) -> str:
         """Name of a file, by the index of its box among all."""
-        shared = self.shared_bits(voxel_bytes)
-        places = list(index)
-        number = 0
-        for bit, axis in enumerate(self.bits[shared:]):
-            number |= (places[axis] & 1) << bit
-            places[axis] >>= 1
-        digits = -(-(len(self.bits) - shared) // 4)
-        return f"{self.key}/{number:0{digits}x}.shard"
+        bits = self.bits[self.shared_bits(voxel_bytes) :]
+        return f"{self.key}/{chunk_number(index, bits):0{-(-len(bits) // 4)}x}.shard"
 
     def described(self, encoding: Encoding, voxel_bytes: int) -> dict[str, Any]:
         """What `info` says of it."""
@@ -123,35 +137,26 @@ def info(scales: Sequence[Scale], encoding: Encoding, dtype: np.dtype[Any], chan
     }
 
 
-def open_scale(path: Location, number: int) -> Any:
-    """One level of a volume of this machine, to write to: axes x, y, z, channel."""
-    spec = {
-        "driver": "neuroglancer_precomputed",
-        "kvstore": {"driver": "file", "path": f"{path.local}/"},
-        "scale_index": number,
-        # A block of zeros leaves a file too, so one that is missing later was lost.
-        "store_data_equal_to_fill_value": True,
-        # Tasks run side by side already.
-        "context": {"data_copy_concurrency": {"limit": 1}},
-    }
-    return tensorstore.open(spec, read=True, write=True).result()
+def encode_shard(told: dict[str, Any], number: int, start: Vec, data: npt.NDArray[Any], name: str) -> bytes:
+    """A whole file of level `number` of a volume of which `told` is the `info`, `name` among its files. `data` is
+    `(z, y, x)` or `(c, z, y, x)` and begins at voxel `start` of the level.
 
-
-def write_shard(opened: Any, start: Vec, data: npt.NDArray[Any], file: Location, root: Location) -> None:
-    """Write a whole file of a level, and sync it. `data` is `(z, y, x)` or `(c, z, y, x)` and begins at voxel `start`
-    of the level.
-
-    Raises OSError if the disk is full, `BlockError` for what else goes wrong.
+    Raises `BlockError` for what cannot be encoded.
     """
+    import tensorstore
+
+    files = {INFO_FILE: json.dumps(told).encode()}
+    opened = open_in_memory("neuroglancer_precomputed", files, name, scale_index=number)
     turned = data.T if data.ndim == 4 else data.T[..., np.newaxis]
     origin = [o + s for o, s in zip(opened.domain.origin[:3], start[::-1], strict=True)]
     place = tuple(slice(o, o + n) for o, n in zip(origin, turned.shape[:3], strict=True))
     try:
-        # In one transaction: chunk by chunk, the file would be written anew for each.
+        # In one transaction: chunk by chunk, the file would be made anew for each.
         with tensorstore.Transaction() as transaction:
-            opened.with_transaction(transaction)[place].write(turned).result()
+            target = opened.with_transaction(transaction)[place]
+            target.write(turned, can_reference_source_data_indefinitely=True).result()
+        found = opened.kvstore.read(name).result()
+        # Chunks of zeros are left out, whatever is asked for, and a file of nothing else; this is an index of no chunk.
+        return bytes(found.value) if found.state == "value" else bytes(INDEX_BYTES)
     except ValueError as error:
-        if "ENOSPC" in str(error) or "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device", str(file)) from error
-        raise BlockError(f"{file} cannot be written ({str(error).splitlines()[0]})") from error
-    sync_entry(file.local, root.local)
+        raise BlockError(f"{name} cannot be encoded ({reason_of(error)})") from error

@@ -1,17 +1,19 @@
 """N5 and Neuroglancer precomputed arrays through tensorstore: where they are, and how much of the machine they take.
 
+Those in buckets are decoded and encoded in memory: `fetched.py`, `precomputed.py`.
+
 Processes that use it start others by `spawn`: its threads do not survive a fork.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.storage.locations import Location
-from neuroshed.storage.object_stores import KINDS
 
 CACHE_BYTES = 64 << 20
 """Of decoded chunks and of indices of shards, which would else be read again for each chunk."""
@@ -20,7 +22,6 @@ _CONTEXT: dict[str, Any] = {
     "data_copy_concurrency": {"limit": 2},
     "file_io_concurrency": {"limit": 4},
     "http_request_concurrency": {"limit": 8},
-    "s3_request_concurrency": {"limit": 8},
 }
 
 # The process that used tensorstore first.
@@ -37,6 +38,25 @@ def open_tensor(driver: str, folder: Location, **options: Any) -> Any:
         return tensorstore.open(spec, read=True, open=True, context=tensorstore.Context(_CONTEXT)).result()
     except Exception as error:
         raise InputError(f"{folder} cannot be opened ({reason_of(error)})") from error
+
+
+def open_in_memory(driver: str, files: Mapping[str, bytes], place: object, **options: Any) -> Any:
+    """Open an array of these files, by name, for reading and writing; its `kvstore` has what was written. `place` is
+    what they are of. Raises `InputError` for what cannot be opened.
+    """
+    check_process(place)
+    import tensorstore
+
+    # Nothing is cached: it is in memory.
+    context = tensorstore.Context({"data_copy_concurrency": _CONTEXT["data_copy_concurrency"]})
+    store = tensorstore.KvStore.open("memory://", context=context).result()
+    for name, data in files.items():
+        store[name] = data
+    spec = {"driver": driver, "kvstore": "memory://", **options}
+    try:
+        return tensorstore.open(spec, read=True, write=True, open=True, context=context).result()
+    except Exception as error:
+        raise InputError(f"{place} cannot be opened ({reason_of(error)})") from error
 
 
 def check_process(place: object) -> None:
@@ -56,22 +76,11 @@ def was_forked() -> bool:
 
 
 def key_value_store(folder: Location) -> dict[str, Any]:
-    """What tensorstore calls the place of a folder; credentials are those of the environment."""
+    """What tensorstore calls the place of a folder of this machine or a web server."""
     if folder.is_local:
         return {"driver": "file", "path": f"{folder}/"}
     parts = urlsplit(str(folder))
-    if parts.scheme in ("http", "https"):
-        return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": f"{parts.path}/"}
-    if parts.scheme != "s3":
-        raise WorkflowError(f"{folder}: N5 and precomputed are read from disk, s3:// and https://; copy it there first")
-    store: dict[str, Any] = {"driver": "s3", "bucket": parts.netloc, "path": f"{parts.path.strip('/')}/".lstrip("/")}
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        store["aws_region"] = region
-    if variable := KINDS["s3"].endpoint():
-        store |= {"endpoint": os.environ[variable], "aws_region": region or "us-east-1"}
-    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1"):
-        store["aws_credentials"] = {"type": "anonymous"}
-    return store
+    return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": f"{parts.path}/"}
 
 
 def is_damage(error: Exception) -> bool:

@@ -40,7 +40,7 @@ def export(
     voxel_offset: Vec | None = None,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
-) -> Path:
+) -> Path | str:
     """Write a volume, or the segmentation of a run (at `threshold`, if it has several), for other programs.
 
     `ome-zarr`: a copy with levels; with an `image` of the same shape and place, an OME-Zarr of that with the
@@ -49,10 +49,13 @@ def export(
     the volume says. `tiff`: a folder of sections of the finest level, of at most 32 bits. `labels` says what the volume
     holds (None: labels if it holds integers of 32 or 64 bits).
 
-    The target appears when it is whole. Broken off, the same call goes on. Raises `InputError` for a volume that the
-    format cannot hold, `WorkflowError` if the target is there already or options do not fit.
+    The target, a folder or (but for `tiff`) a place in a bucket, appears when it is whole; returned is its path or URL.
+    Broken off, the same call goes on. Raises `InputError` for a volume that the format cannot hold, `WorkflowError` if
+    the target is there already or options do not fit.
     """
     new = Target.of(target, "export", volume, *([] if image is None else [image]))
+    if format == "tiff" and not new.goal.is_local:
+        raise WorkflowError(f"target {new.goal} is in a bucket; sections are written to a folder, to be copied there")
     if format != "precomputed" and (encoding or voxel_offset):
         raise WorkflowError("encoding and voxel offset are those of format precomputed; leave them out")
     if format != "ome-zarr" and image is not None:

@@ -28,11 +28,12 @@ def import_volume(
     pyramid: bool = False,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
-) -> Path:
-    """Bring a volume in as OME-Zarr, block by block; returns the path of the new volume.
+) -> Path | str:
+    """Bring a volume in as OME-Zarr, block by block; returns the path of the new volume, or its URL if `target` is in a
+    bucket.
 
     `source` is a TIFF stack, a folder of TIFF, PNG or JPEG sections, HDF5, MRC or `.npy` on disk, or Zarr, N5 or
-    Neuroglancer precomputed on disk, `s3://` or `https://`; `dataset` names an array, level or scale in it.
+    Neuroglancer precomputed on disk, in a bucket or on `https://`; `dataset` names an array, level or scale in it.
     `voxel_size` and `offset` of its first voxel are in nm, z y x; left out, they are what the source says. `intensity`
     (low, high) rescales to uint8, as floating-point images need.
 

@@ -32,9 +32,9 @@ def volume_crop(
     block_shape: Vec | None = None,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
-) -> Path:
+) -> Path | str:
     """Write a box of a Zarr volume (None: all) as an OME-Zarr volume of its own, with its channels, type, voxel size
-    and place in space; returns its path.
+    and place in space; returns its path, or its URL if it is in a bucket.
 
     It appears under its name when it is whole; broken off, the same call goes on. Raises `InputError` for a box that is
     not in the volume, `WorkflowError` if the target is there already.
