@@ -72,9 +72,10 @@ class Check(Pass):
         return Done(box.size)
 
     def memory_bytes(self, step: str) -> int:
-        """A piece as it is read."""
+        """A piece as it is read, and which of its voxels are like its first."""
         z, y, x = map(min, self._piece, self.volume_shape)
-        return self.volume.read_bytes((z, y, x), self.volume.channels or 1) + (16 << 20)
+        channels = self.volume.channels or 1
+        return self.volume.read_bytes((z, y, x), channels) + z * y * x * channels + (16 << 20)
 
     def found(self) -> tuple[int, int, list[Fault]]:
         """When all blocks are done: how many files there are, how many of them are missing, and what is listed."""
