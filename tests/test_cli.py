@@ -222,6 +222,9 @@ def test_levels_and_exports(tmp_path: Path) -> None:
         assert call("export", path, target, "--format", form, *here).stdout == f"wrote {target}\n"
         assert (target / file).is_file()
         assert f"target {target} exists already" in refusal("export", path, target, "--format", form, *here)
+    one_file = ("export", path, tmp_path / "a.tif", "--format", "tiff", "--compression", "zlib")
+    assert call(*one_file, *here).stdout == f"wrote {tmp_path / 'a.tif'}\n"
+    assert (tmp_path / "a.tif").read_bytes().startswith(b"II+")
     assert "is no run" in refusal("export", path, tmp_path / "b", "--threshold", "0.5", *here)
     assert "those of format precomputed" in refusal("export", path, tmp_path / "b", "--voxel-offset", *(1, 2, 3), *here)
 

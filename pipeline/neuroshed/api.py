@@ -233,17 +233,19 @@ def evaluate(
     *,
     box: Box | None = None,
     block_shape: Vec | None = None,
+    work: PathLike | None = None,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
 ) -> Summary:
     """Score a segmentation against a truth of the same shape: VOI split and merge (bits), adapted Rand in named
     variants.
 
-    Voxels of truth 0 are left out. The contingency table is summed block by block.
+    Voxels of truth 0 are left out. The contingency table is summed block by block; what is counted is kept in a folder
+    `work` until the answer is there: broken off, the same call goes on.
     """
     used = cluster or ClusterConfig(kind="in-process")
     volumes = Location.of(segmentation), Location.of(truth)
-    return score_table(sweeps.count_pairs(*volumes, box, used, watch, block_shape)).as_json()
+    return score_table(sweeps.count_pairs(*volumes, box, used, watch, block_shape, work)).as_json()
 
 
 def sweep(

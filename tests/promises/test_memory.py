@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,14 @@ from scipy import ndimage
 
 import neuroshed
 from neuroshed.engine.coordinator import ordered
-from neuroshed.geometry import Vec
-from neuroshed.stages.registry import load_stage
-from neuroshed.storage.volumes import create_volume
+from neuroshed.geometry import Box, Vec
+from neuroshed.stages.base import Stage
+from neuroshed.stages.check import Check
+from neuroshed.stages.compare import Compare
+from neuroshed.stages.copy import Copy
+from neuroshed.stages.registry import load_stage, save_stage
+from neuroshed.storage.locations import Location
+from neuroshed.storage.volumes import Volume, create_volume, open_volume
 
 from .chunks import write_affinities
 
@@ -124,6 +130,59 @@ def test_a_block_with_masks_takes_no_more_than_predicted(smooth: int, tmp_path: 
     measured = peak_of(files, "", (0, 0, 0))
     # Predicted are affinities and masks both at their worst, which is not at one time.
     assert measured <= predicted < max(12 * measured, 64 << 20)
+
+
+def noise(dtype: str, side: int) -> np.ndarray:
+    """All values of an integer type, so that nothing can be compressed and no two volumes are alike."""
+    limits = np.iinfo(dtype)
+    return np.random.default_rng(2).integers(limits.min, limits.max, (side,) * 3, dtype, endpoint=True)
+
+
+def crumbs(side: int) -> np.ndarray:
+    """Labels of eight voxels each."""
+    z, y, x = np.ogrid[:side, :side, :side]
+    return np.asarray((z // 2 * side + y // 2) * side + x // 2 + 1, np.uint64)
+
+
+def comparison(folder: Path, left: np.ndarray, right: np.ndarray, labels: bool) -> Stage:
+    both = write(folder / "left.zarr", left), write(folder / "right.zarr", right)
+    return Compare.of(Location.of(folder / "run"), *both, labels, left.shape)
+
+
+STAGES: dict[str, Callable[[Path, int], Stage]] = {
+    "compare": lambda folder, side: comparison(folder, noise("u8", side), noise("i8", side), False),
+    "compare labels": lambda folder, side: comparison(folder, crumbs(side), crumbs(side) * np.uint64(3), True),
+    "check": lambda folder, side: Check.of(
+        Location.of(folder / "run"), write(folder / "a.zarr", noise("u1", 2 * side)), list_missing=True
+    ),
+    "crop": lambda folder, side: Copy.of(
+        Location.of(folder / "run"),
+        write(folder / "a.zarr", noise("u8", side + 16)).path,
+        "part.zarr",
+        Box((8,) * 3, (8 + side,) * 3),
+        (side,) * 3,
+    ),
+}
+
+
+def write(path: Path, data: np.ndarray) -> Volume:
+    """A volume of one shard."""
+    volume = create_volume(path, shape=data.shape, dtype=data.dtype, shard_shape=data.shape, voxel_size=(1, 1, 1))
+    volume.write(volume.box, data)
+    return open_volume(path)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_block_of_volumes_takes_no_more_than_predicted(name: str, tmp_path: Path) -> None:
+    files = []
+    for side in (16, SIDE):
+        (tmp_path / str(side)).mkdir()
+        stage = STAGES[name](tmp_path / str(side), side)
+        stage.prepare()
+        files.append(str(save_stage(stage)))
+    measured = peak_of(files, "", (0, 0, 0))
+    # Much of it is allowed for reading, which takes less of a single shard.
+    assert measured <= stage.memory_bytes("") < max(12 * measured, 64 << 20)
 
 
 def test_every_stage_predicts(runs: list[dict[str, Path]]) -> None:

@@ -118,8 +118,9 @@ def test_what_was_broken_off_goes(run: Path) -> None:
     assert not draft.exists()
 
 
-def test_a_verification_that_is_at_work_stays(run: Path) -> None:
-    scratch = run / "verify-0123456789ab"
+@pytest.mark.parametrize("work", ["verify", "evaluate"])
+def test_what_is_at_work_stays(work: str, run: Path) -> None:
+    scratch = run / f"{work}-0123456789ab"
     with Journal(scratch):
         assert names(neuroshed.clean(run), LEFTOVER) == []
     assert names(neuroshed.clean(run), LEFTOVER) == [scratch.name]

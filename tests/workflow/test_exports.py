@@ -21,8 +21,9 @@ from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 
 import neuroshed
+from neuroshed.engine import attempts
 from neuroshed.engine.config import ClusterConfig
-from neuroshed.errors import InputError, RunFailedError, WorkflowError
+from neuroshed.errors import BlockError, InputError, RunFailedError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
 from neuroshed.stages import tiff
 from neuroshed.stages.precomputed import Precomputed
@@ -330,6 +331,64 @@ def test_tiff_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: s
     opened = open_source(target)
     assert (opened.voxel_size, opened.dtype, opened.shape) == (SIZE, written, SHAPE)
     assert_array_equal(opened.read(Box((60, 3, 5), (66, 140, 190))), data[60:66, 3:140, 5:190])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_one_tiff(tmp_path: Path, dtype: str, compression: Any) -> None:
+    data = voxels(dtype) >> np.uint64(33) if dtype == "uint64" else voxels(dtype)
+    source = write(tmp_path / "a.zarr", data)
+    target = neuroshed.export(source, tmp_path / "out.tif", format="tiff", compression=compression, cluster=HERE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "out.tif"]
+    with tifffile.TiffFile(target) as file:
+        assert (file.is_bigtiff, len(file.pages), len(file.series)) == (True, len(data), 1)
+        assert_array_equal(file.asarray(), data)
+        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert (pixels["SizeZ"], pixels["SizeC"], pixels["SizeT"]) == (len(data), 1, 1)
+        # Pixels per centimetre.
+        assert file.pages[0].tags["XResolution"].value == (2_500_000, 1)
+    if compression:
+        assert target.stat().st_size < data.size * min(data.itemsize, 4) // 2
+    # Independent of tifffile.
+    with PIL.Image.open(target) as image:
+        assert image.n_frames == len(data)
+        for page in (0, 33, 69):
+            image.seek(page)
+            assert_array_equal(np.asarray(image), data[page])
+    opened = open_source(target)
+    assert (opened.voxel_size, opened.shape) == (SIZE, SHAPE)
+    assert_array_equal(opened.read(Box((60, 3, 5), (66, 140, 190))), data[60:66, 3:140, 5:190])
+
+
+def test_one_tiff_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "a.zarr", voxels("uint8"))
+    monkeypatch.setattr(attempts, "LONGEST_BACKOFF_SECONDS", 0.0)
+    run, read = tiff.Tiff.run, tiff.read_section
+
+    def failing(file: Location) -> Any:
+        if file.name == "z00050.tif":
+            raise BlockError("no more today")
+        return read(file)
+
+    def again(*given: Any) -> Any:
+        raise AssertionError("sections that are there are written again")
+
+    monkeypatch.setattr(tiff, "read_section", failing)
+    with pytest.raises(RunFailedError, match="no more today; mend the cause, then the same export goes on"):
+        neuroshed.export(source, tmp_path / "out.tiff", format="tiff", cluster=HERE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.tiff.export", "a.zarr"]
+    monkeypatch.setattr(tiff, "read_section", read)
+    monkeypatch.setattr(tiff.Tiff, "run", again)
+    (section,) = tmp_path.glob(".out.tiff.export/tiff-*/out.tiff/z00003.tif")
+    section.rename(tmp_path / "section")
+    with pytest.raises(RunFailedError, match=r"z00003\.tif cannot be read \(.*No such file"):
+        neuroshed.export(source, tmp_path / "out.tiff", format="tiff", cluster=HERE)
+    (tmp_path / "section").rename(section)
+    target = neuroshed.export(source, tmp_path / "out.tiff", format="tiff", cluster=HERE)
+    assert_array_equal(tifffile.imread(target), voxels("uint8"))
+    monkeypatch.setattr(tiff.Tiff, "run", run)
+    with pytest.raises(WorkflowError, match=r"compression is that of one TIFF; .* a target that ends in \.tif"):
+        neuroshed.export(source, tmp_path / "out", format="tiff", compression="zlib", cluster=HERE)
 
 
 def test_labels_that_tiffs_cannot_hold(tmp_path: Path) -> None:

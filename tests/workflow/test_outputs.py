@@ -20,7 +20,7 @@ from neuroshed.stages.evaluate import Contingency
 from neuroshed.stages.imports import Import
 from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.registry import kinds, save_stage
-from neuroshed.stages.tiff import Tiff
+from neuroshed.stages.tiff import Tiff, TiffStack
 from neuroshed.stages.verify import Verify
 from neuroshed.storage.locations import Location
 from neuroshed.storage.models import load_model, save_model
@@ -33,7 +33,7 @@ from ..promises.chunks import random_affinities, write_affinities
 SHAPE, BLOCK = (8, 10, 12), (8, 5, 6)
 Make = Callable[..., list[Stage]]
 # Of commands, which plan no files.
-ALONE = (Check, Compare, Contingency, Copy, Import, Precomputed, Tiff, Verify)
+ALONE = (Check, Compare, Contingency, Copy, Import, Precomputed, Tiff, TiffStack, Verify)
 
 
 def planned(place: Location, *settings: str) -> list[Stage]:
@@ -111,7 +111,8 @@ def precomputed(place: Location, image: Path, model: Path) -> list[Stage]:
 
 
 def sections(place: Location, image: Path, model: Path) -> list[Stage]:
-    return [Tiff.of(place / "run", Location.of(image), "new")]
+    made = Tiff.of(place / "run", Location.of(image), "new")
+    return [made, TiffStack(run_folder=place / "run", name="new.tif", sections=made, compression="zlib")]
 
 
 def verified(place: Location, image: Path, model: Path) -> list[Stage]:

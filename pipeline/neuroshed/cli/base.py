@@ -47,7 +47,10 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"neuroshed: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("neuroshed: stopped; what is done is kept, the same command goes on", err=True)
+            kept = "what is done is kept, the same command goes on"
+            if options.get("work", "") is None:
+                kept = "nothing is kept; it is with --work FOLDER"
+            click.echo(f"neuroshed: stopped; {kept}", err=True)
             sys.exit(130)
 
     return wrapped
@@ -84,6 +87,11 @@ def at_work() -> Iterator[tuple[Interrupts, Callable[[Any], None]]]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 cluster_option = click.option(
     "--cluster", default=None, help="local, local:4 (processes), in-process, gpus, slurm, an address, or a YAML file."
+)
+work_option = click.option(
+    "--work",
+    metavar="FOLDER",
+    help="Keep what is done in here until the answer is there: broken off, the same command goes on.",
 )
 settings_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of the workflow."

@@ -42,7 +42,7 @@ def pyramid(path: str, labels: bool | None, levels: int | None, cluster: str | N
     type=click.Choice(["ome-zarr", "precomputed", "tiff"]),
     default="ome-zarr",
     show_default=True,
-    help="precomputed is Neuroglancer's, sharded; tiff a folder of uncompressed sections.",
+    help="precomputed is Neuroglancer's, sharded; tiff a folder of sections, or one file if TARGET ends in .tif.",
 )
 @click.option("--threshold", help="Which segmentation, if VOLUME is a run with several.")
 @click.option("--image", help="OME-Zarr: write this image, with VOLUME among its labels.")
@@ -57,6 +57,7 @@ def pyramid(path: str, labels: bool | None, levels: int | None, cluster: str | N
     metavar="Z Y X",
     help="Precomputed: of the first voxel. Default: VOLUME's.",
 )
+@click.option("--compression", type=click.Choice(["none", "zlib"]), help="One TIFF. Default: none.")
 @cluster_option
 @command
 def export(
@@ -68,6 +69,7 @@ def export(
     labels: bool | None,
     encoding: Any,
     voxel_offset: tuple[int, int, int] | None,
+    compression: Any,
     cluster: str | None,
 ) -> None:
     """Write VOLUME, or the segmentation of a run, to TARGET for other programs; TARGET (a folder, s3://, gs:// or
@@ -89,6 +91,7 @@ def export(
             labels=labels,
             encoding=encoding,
             voxel_offset=voxel_offset,
+            compression=compression,
             cluster=cluster_of(cluster),
             watch=bars,
         )

@@ -16,6 +16,7 @@ from neuroshed.cli.base import (
     main,
     run_argument,
     show,
+    work_option,
 )
 from neuroshed.terminal.bars import Bars
 from neuroshed.terminal.tables import (
@@ -73,10 +74,13 @@ def verify(run_folder: str, blocks: int, everything: bool, seed: int, cluster: s
 @click.argument("segmentation")
 @click.argument("truth")
 @box_option("Score only this box")
+@work_option
 @cluster_option
 @json_option
 @command
-def evaluate(segmentation: str, truth: str, box: tuple[int, ...] | None, cluster: str | None, as_json: bool) -> None:
+def evaluate(
+    segmentation: str, truth: str, box: tuple[int, ...] | None, work: str | None, cluster: str | None, as_json: bool
+) -> None:
     """Score SEGMENTATION against TRUTH, both label volumes of one shape: VOI (bits) and adapted Rand error.
 
     Example: neuroshed evaluate run1/segment-0123456789ab/0.5.zarr truth.zarr
@@ -85,7 +89,7 @@ def evaluate(segmentation: str, truth: str, box: tuple[int, ...] | None, cluster
 
     region = box_of(box)
     with Bars() as bars:
-        scores = api.evaluate(segmentation, truth, box=region, cluster=cluster_of(cluster), watch=bars)
+        scores = api.evaluate(segmentation, truth, box=region, work=work, cluster=cluster_of(cluster), watch=bars)
     show(scores, as_json, lambda found: print_scores({"": found}))
 
 

@@ -15,6 +15,7 @@ from neuroshed.cli.base import (
     json_option,
     main,
     show,
+    work_option,
 )
 from neuroshed.terminal.bars import Bars
 from neuroshed.terminal.volumes import print_checked, print_compared, print_volume
@@ -70,10 +71,11 @@ def crop(
 @click.argument("left", metavar="A")
 @click.argument("right", metavar="B")
 @click.option("--labels", is_flag=True, help="Labels may have other names in A than in B; 0 is 0 in both.")
+@work_option
 @cluster_option
 @json_option
 @command
-def compare(left: str, right: str, labels: bool, cluster: str | None, as_json: bool) -> None:
+def compare(left: str, right: str, labels: bool, work: str | None, cluster: str | None, as_json: bool) -> None:
     """Tell whether the volumes A and B (Zarr) hold the same: shape, type, voxel size, offset and every voxel.
 
     How they are stored does not matter: chunks, codecs, order of bytes. Exit code 0 if they do, 1 if not, 2 if that
@@ -84,7 +86,7 @@ def compare(left: str, right: str, labels: bool, cluster: str | None, as_json: b
     from neuroshed import api
 
     with Bars() as bars:
-        found = api.volume_compare(left, right, labels=labels, cluster=cluster_of(cluster), watch=bars)
+        found = api.volume_compare(left, right, labels=labels, work=work, cluster=cluster_of(cluster), watch=bars)
     show(found, as_json, print_compared)
     sys.exit(0 if found["same"] else 1)
 
@@ -92,10 +94,11 @@ def compare(left: str, right: str, labels: bool, cluster: str | None, as_json: b
 @volume.command()
 @click.argument("path", metavar="VOLUME")
 @click.option("--redo", is_flag=True, help="Of a run's volume: forget the blocks that are damaged; resume redoes them.")
+@work_option
 @cluster_option
 @json_option
 @command
-def check(path: str, redo: bool, cluster: str | None, as_json: bool) -> None:
+def check(path: str, redo: bool, work: str | None, cluster: str | None, as_json: bool) -> None:
     """Read every file of VOLUME (Zarr), and tell which are missing, empty or damaged, and how they come back.
 
     Exit code 0 if none is, 1 if some are, 2 if that cannot be known. A missing file stands for fill values; it is
@@ -106,6 +109,6 @@ def check(path: str, redo: bool, cluster: str | None, as_json: bool) -> None:
     from neuroshed import api
 
     with Bars() as bars:
-        found = api.volume_check(path, redo=redo, cluster=cluster_of(cluster), watch=bars)
+        found = api.volume_check(path, redo=redo, work=work, cluster=cluster_of(cluster), watch=bars)
     show(found, as_json, print_checked)
     sys.exit(1 if found["damaged"] else 0)

@@ -10,6 +10,11 @@ import numpy.typing as npt
 
 from neuroshed.kernels.metrics import SLICE_VOXELS, add_up
 
+SLICE_VALUES = 2**16
+"""Numbers that are subtracted at a time: bounds the memory of that, whatever their types."""
+SUBTRACTED_BYTES = 192
+"""Memory of one of them: those of 64 bits, signed and unsigned, are subtracted as Python's own."""
+
 
 class Difference(NamedTuple):
     """How two arrays differ."""
@@ -38,11 +43,15 @@ def difference(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> Difference | 
     voxels = differs.any(axis=0) if channels else differs
     place = np.unravel_index(int(voxels.argmax()), voxels.shape)
     first = (int(differs[(slice(None), *place)].argmax()), *map(int, place)) if channels else tuple(map(int, place))
-    return Difference(int(count), first, _largest(left[differs], right[differs]))
+    flat = [array.reshape(-1) for array in (left, right, differs)]
+    slices = (slice(start, start + SLICE_VALUES) for start in range(0, differs.size, SLICE_VALUES))
+    parts = ([array[part] for array in flat] for part in slices)
+    found = [_largest(one[where], other[where]) for one, other, where in parts if where.any()]
+    return Difference(int(count), first, max((gap for gap in found if gap is not None), default=None))
 
 
 def _largest(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> int | float | None:
-    """The largest absolute difference, exact for integers."""
+    """The largest absolute difference of at least one pair of numbers, exact for integers."""
     kind = np.result_type(left, right)
     if left.dtype.kind == "f":
         finite = np.isfinite(left) & np.isfinite(right)

@@ -9,7 +9,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.kernels.differences import Difference, Pairs, add_pairs, difference, label_pairs, misfits
+from neuroshed.kernels.differences import (
+    SLICE_VALUES,
+    SUBTRACTED_BYTES,
+    Difference,
+    Pairs,
+    add_pairs,
+    difference,
+    label_pairs,
+    misfits,
+)
 from neuroshed.kernels.metrics import SLICE_VOXELS
 from neuroshed.stages.base import Done
 from neuroshed.stages.evaluate import PAIR_BYTES
@@ -93,8 +102,8 @@ class Compare(Pass):
         voxels = z * y * x
         if self.labels:
             return read + voxels * PAIR_BYTES // 8 + SLICE_VOXELS * PAIR_BYTES
-        # Where all differs: both again, as such and as the type they have in common.
-        return read + voxels * channels * (4 + 3 * sum(volume.dtype.itemsize for volume in self.volumes))
+        # Where values differ, and while that is found out where they are NaN.
+        return read + 4 * voxels * channels + voxels + SLICE_VALUES * SUBTRACTED_BYTES
 
     def differences(self) -> Difference | None:
         """Of the whole volumes, when all blocks are done; None if there are none."""

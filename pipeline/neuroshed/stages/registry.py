@@ -24,7 +24,7 @@ from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.predict import Predict
 from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
-from neuroshed.stages.tiff import Tiff
+from neuroshed.stages.tiff import Tiff, TiffStack
 from neuroshed.stages.verify import Verify
 from neuroshed.stages.waterz import WaterzFragments, WaterzScores
 from neuroshed.storage.locations import Location
@@ -45,6 +45,7 @@ _KINDS: list[type[Stage]] = [
     Pyramid,
     Segment,
     Tiff,
+    TiffStack,
     Verify,
     WaterzFragments,
     WaterzScores,

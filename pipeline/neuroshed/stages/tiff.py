@@ -1,4 +1,4 @@
-"""A volume as a folder of TIFF sections."""
+"""A volume as a folder of TIFF sections, and these as one file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ import numpy.typing as npt
 
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.stages.base import Done, Step
+from neuroshed.stages.base import Done, Need, Step
 from neuroshed.stages.passes import Making
 from neuroshed.storage.identity import unchanged, volume_identity
 from neuroshed.storage.locations import Location
-from neuroshed.storage.tiffs import DTYPES, NewSection, part_shape, section_name
+from neuroshed.storage.tiffs import (
+    DTYPES,
+    Compression,
+    NewSection,
+    part_shape,
+    read_section,
+    section_name,
+    write_stack,
+)
 from neuroshed.storage.volumes import Volume, open_volume
 
 PART_BYTES = 128 * 2**20
@@ -120,3 +128,39 @@ class Tiff(Making):
     def report(self) -> dict[str, Any]:
         """Where the sections are."""
         return {"sections": str(self.target)}
+
+
+class TiffStack(Making):
+    """Sections, once all are there, as the pages of one file, which has one writer: one block."""
+
+    kind: Literal["tiff-stack"] = "tiff-stack"
+    sections: Tiff
+    compression: Compression
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One block of all sections."""
+        shape = self.sections.volume_shape
+        return (Step("", Grid(Box.of_shape(shape), shape), (Need(self.sections.fingerprint, ""),)),)
+
+    def outputs(self, step: str, index: Vec) -> tuple[Location, ...]:
+        """The file."""
+        return (self.target,)
+
+    def run(self, step: str, index: Vec) -> Done:
+        """Write page after page; the file appears at the end."""
+        made = self.sections
+        files = (file for slab in made.steps[0].grid for file in made.outputs("", slab))
+        with self.target.replacing() as file:
+            pages = map(read_section, files)
+            write_stack(file, pages, made.volume_shape, np.dtype(made.dtype), made.voxel_size, self.compression)
+        return Done(self.writes(step, index).size)
+
+    def memory_bytes(self, step: str) -> int:
+        """A page as it is, and compressed."""
+        _, y, x = self.sections.volume_shape
+        return (64 << 20) + 3 * y * x * np.dtype(self.sections.dtype).itemsize
+
+    def report(self) -> dict[str, Any]:
+        """Where the file is."""
+        return {"stack": str(self.target)}

@@ -20,18 +20,25 @@ from neuroshed.storage.volumes import Volume
 SAMPLE_SIDE = 32
 
 
-def volume_identity(volume: Volume) -> dict[str, Any]:
+def volume_identity(volume: Volume, *, damaged: bool = False) -> dict[str, Any]:
     """Path, place, shape, type, a SHA-256 of the array's metadata file and one of eight sampled boxes; plain JSON.
 
     The samples lie in the middle of the eight octants, whatever the chunks, and nothing depends on file times: copying
     back the same bytes keeps the identity. Changes that touch neither metadata nor a sample go unseen.
 
-    Raises `InputError` if the metadata or a sample cannot be read.
+    Raises `InputError` if the metadata or a sample cannot be read; of a volume that may be `damaged` that a sample
+    cannot be read is part of what it is.
     """
     sample = hashlib.sha256()
     for box in sample_boxes(volume.shape):
-        data = read_sample(volume, box)
-        sample.update(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes())
+        try:
+            data = read_sample(volume, box)
+        except InputError:
+            if not damaged:
+                raise
+            sample.update(b"cannot be read")
+        else:
+            sample.update(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes())
     return {
         "path": str(volume.path),
         "shape": list(volume.shape),

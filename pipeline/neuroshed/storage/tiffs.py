@@ -1,18 +1,24 @@
-"""New TIFF sections: plain, uncompressed grey images that everything opens, filled part by part."""
+"""New TIFFs: sections, plain uncompressed grey images that everything opens, filled part by part; and stacks of them,
+one BigTIFF with a page for each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from neuroshed.errors import BlockError
 from neuroshed.geometry import Vec
+from neuroshed.storage.locations import Location
 
 DTYPES = ("uint8", "uint16", "uint32", "float32")
 """Types of voxels that readers of TIFF take."""
+Compression = Literal["none", "zlib"]
+"""Of the pages of a stack: what all readers take."""
 BIG = 2**32 - 2**16
 """From so many bytes on a file has to be a BigTIFF."""
 
@@ -53,6 +59,49 @@ class NewSection:
             place = (start[0] + number) * self._columns + start[1]
             self._file.seek(self._offset + place * self._dtype.itemsize)
             self._file.write(row.tobytes())
+
+
+def write_stack(
+    file: BinaryIO,
+    pages: Iterable[npt.NDArray[Any]],
+    shape: Vec,
+    dtype: np.dtype[Any],
+    voxel_size: Sequence[float],
+    compression: Compression,
+) -> None:
+    """Write pages `(y, x)`, as many as `shape` says and one after the other, with the voxel size (nm) as OME-TIFF has
+    it and, z aside, as every TIFF.
+    """
+    z, y, x = voxel_size
+    tifffile.imwrite(
+        file,
+        iter(pages),
+        shape=shape,
+        dtype=dtype.newbyteorder("<"),
+        byteorder="<",
+        bigtiff=True,
+        ome=True,
+        photometric="minisblack",
+        compression=None if compression == "none" else compression,
+        resolution=(1e7 / x, 1e7 / y),
+        resolutionunit="CENTIMETER",
+        metadata={"axes": "ZYX"} | _physical_sizes(Z=z, Y=y, X=x),
+        software="neuroshed",
+    )
+
+
+def _physical_sizes(**sizes: float) -> dict[str, Any]:
+    there = {f"PhysicalSize{axis}": size for axis, size in sizes.items()}
+    return there | {f"{name}Unit": "nm" for name in there}
+
+
+def read_section(path: Location) -> npt.NDArray[Any]:
+    """The pixels `(y, x)` of a section that was written here, as they lie in the file. Raises `BlockError`."""
+    try:
+        found: npt.NDArray[Any] = tifffile.memmap(path.local, mode="r")
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise BlockError(f"{path} cannot be read ({error}); remove its stage's folder and run again") from error
+    return found
 
 
 def section_name(z: int, count: int) -> str:

@@ -18,20 +18,21 @@ import numpy.typing as npt
 from neuroshed.engine.config import ClusterConfig
 from neuroshed.engine.progress import Watcher
 from neuroshed.errors import WorkflowError
-from neuroshed.geometry import Box, Vec
+from neuroshed.geometry import Vec
 from neuroshed.stages.base import Stage, Step
 from neuroshed.stages.check import Check
 from neuroshed.stages.registry import parse_stage
 from neuroshed.storage.journal import Journal, read_ledger
-from neuroshed.storage.ledger import Ledger, runs_of
+from neuroshed.storage.ledger import runs_of
 from neuroshed.storage.locations import Location
-from neuroshed.storage.shards import Fault
+from neuroshed.storage.shards import DataFile, Fault
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.workflow.folder import PLAN_FILE
 from neuroshed.workflow.provenance import user
 from neuroshed.workflow.run import moved
 from neuroshed.workflow.summary import Summary
-from neuroshed.workflow.volumes import run_scratch, scratch
+from neuroshed.workflow.target import PathLike, quiet
+from neuroshed.workflow.work import work_on
 
 STAGE_FILE = "stage.json"
 
@@ -42,22 +43,36 @@ class Writer:
 
     stage: Stage
     step: Step
+    stood: npt.NDArray[np.bool_]
+    """What `standing` said when this was found."""
 
-    def must_stand(self, ledger: Ledger) -> npt.NDArray[np.bool_]:
-        """Blocks whose files must be there, in raster order: those that are done and were not dropped since."""
-        key = self.stage.fingerprint, self.step.name, self.step.grid
-        return ledger.done(*key) & ~ledger.dropped(*key)
+    @classmethod
+    def of(cls, stage: Stage, step: Step) -> Writer:
+        """What is known of it now."""
+        return cls(stage, step, _standing(stage, step))
 
-    def blocks(self, box: Box) -> Iterable[Vec]:
-        """Blocks that write into a box."""
-        return self.step.grid.touching(box)
+    def wrote(self, files: Iterable[DataFile]) -> dict[DataFile, list[Vec]]:
+        """The blocks that wrote each file. Left out are files of blocks that were not done when this was found, or are
+        not any more: the run may have gone on meanwhile.
+        """
+        stands, grid = self.stood & _standing(self.stage, self.step), self.step.grid
+        found = {file: [block for block in grid.touching(file.box) if stands[grid.position(block)]] for file in files}
+        return {file: blocks for file, blocks in found.items() if blocks}
 
 
-def _quiet(progress: object) -> None: ...
+def _standing(stage: Stage, step: Step) -> npt.NDArray[np.bool_]:
+    """Blocks whose files must be there, in raster order: those that are done and were not dropped since."""
+    ledger, key = read_ledger(stage.run_folder), (stage.fingerprint, step.name, step.grid)
+    return ledger.done(*key) & ~ledger.dropped(*key)
 
 
 def volume_check(
-    volume: str | os.PathLike[str], *, redo: bool = False, cluster: ClusterConfig | None = None, watch: Watcher = _quiet
+    volume: str | os.PathLike[str],
+    *,
+    redo: bool = False,
+    work: PathLike | None = None,
+    cluster: ClusterConfig | None = None,
+    watch: Watcher = quiet,
 ) -> Summary:
     """Read every file of a Zarr volume: how many `files` it has, how many are `missing` (they read as fill values), and
     those `damaged`: file, `kind` (missing, empty, damaged, unreadable), `reason`, and the `box` and `channels` that it
@@ -67,6 +82,9 @@ def volume_check(
     and in those of a run where blocks are done. Of the latter `run` names folder, stage, step, the `blocks` to compute
     again and the `commands` for it. With `redo` these are forgotten, so that `resume` computes them.
 
+    What is found is kept in a folder `work` until all is: broken off, the same call goes on, unless the volume is
+    another by then. Of the files that were read, only those that were damaged are looked at again.
+
     Raises `WorkflowError` for `redo` without a run, or while somebody works on it.
     """
     opened = open_volume(volume)
@@ -75,15 +93,17 @@ def volume_check(
         raise WorkflowError(
             f"{opened.path} is not of a run, so nothing can compute it again; bring it back from where it came from"
         )
-    with scratch("check") as folder:
-        stage = Check.of(folder, opened, list_missing=opened.whole or writer is not None)
-        run_scratch(stage, cluster, watch, "check again")
-        files = missing = 0
-        listed: list[Fault] = []
-        for count, gone, faults in stage.notes():
-            files, missing = files + count, missing + gone
-            listed += faults
-    broken, blocks = (listed, set()) if writer is None else _of_run(writer, listed)
+    with work_on("check", work, (opened.path,)) as check:
+        stage = Check.of(check.run_folder, opened, list_missing=opened.whole or writer is not None)
+        resumed = check.run(stage, cluster, watch, failure_code=2)
+        files, missing, broken = stage.found()
+        wrote = {} if writer is None else writer.wrote(fault.file for fault in broken)
+        if writer is not None:
+            broken = [fault for fault in broken if fault.file in wrote]
+        if resumed:
+            # They may have come back since.
+            broken, back = stage.look_again(broken)
+            missing -= back
     told = {
         "volume": str(opened.path),
         "files": files,
@@ -94,9 +114,10 @@ def volume_check(
         "run": None,
     }
     if writer is not None:
-        told["run"] = _told_of_run(writer, opened.path, sorted(blocks), redo)
+        blocks = sorted({block for fault in broken for block in wrote[fault.file]})
+        told["run"] = _told_of_run(writer, opened.path, blocks, redo)
         if redo and blocks:
-            forget(writer, sorted(blocks))
+            forget(writer, blocks)
     return told
 
 
@@ -113,21 +134,8 @@ def find_writer(volume: Volume) -> Writer | None:
             stage = parse_stage(json.dumps(moved(json.loads(text), str(folder.parent))), file)
             for step in stage.steps:
                 if any(volume.path.is_relative_to(found.path) for found in stage.written(step.name)):
-                    return Writer(stage, step)
+                    return Writer.of(stage, step)
     return None
-
-
-def _of_run(writer: Writer, faults: Sequence[Fault]) -> tuple[list[Fault], set[Vec]]:
-    """The faults of files that must stand, and the blocks that wrote them."""
-    grid = writer.step.grid
-    stands = writer.must_stand(read_ledger(writer.stage.run_folder))
-    found, blocks = [], set()
-    for fault in faults:
-        hit = [index for index in writer.blocks(fault.file.box) if stands[grid.position(index)]]
-        if hit:
-            found.append(fault)
-            blocks.update(hit)
-    return found, blocks
 
 
 def _told_of_run(writer: Writer, path: Location, blocks: Sequence[Vec], redo: bool) -> Summary:

@@ -149,10 +149,10 @@ def _is_stage(folder: Location, kind: str) -> bool:
 
 
 def _scratch(run_folder: Location) -> Iterator[Find]:
-    """Folders of verifications that were broken off."""
+    """Folders of verifications and evaluations that were broken off."""
     for name in run_folder.names():
         place = run_folder / name
-        if re.fullmatch(r"verify-[0-9a-f]{12}", name) and not (place / STAGE_FILE).exists():
+        if re.fullmatch(r"(verify|evaluate)-[0-9a-f]{12}", name) and not (place / STAGE_FILE).exists():
             holder = holder_of(place)
             if holder is None or holder.alive is False:
                 yield Find(LEFTOVER, place, _bytes(place))

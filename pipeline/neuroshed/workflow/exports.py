@@ -15,11 +15,12 @@ from neuroshed.stages.copy import Copy
 from neuroshed.stages.precomputed import Precomputed
 from neuroshed.stages.pyramid import Pyramid
 from neuroshed.stages.segment import Segment
-from neuroshed.stages.tiff import Tiff
+from neuroshed.stages.tiff import Tiff, TiffStack
 from neuroshed.storage.journal import read_ledger
 from neuroshed.storage.labels import announce_labels
 from neuroshed.storage.locations import Location
 from neuroshed.storage.precomputed import Encoding
+from neuroshed.storage.tiffs import Compression
 from neuroshed.workflow.folder import PLAN_FILE
 from neuroshed.workflow.levels import with_levels
 from neuroshed.workflow.run import planned_stages
@@ -38,6 +39,7 @@ def export(
     labels: bool | None = None,
     encoding: Encoding | None = None,
     voxel_offset: Vec | None = None,
+    compression: Compression | None = None,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
 ) -> Path | str:
@@ -46,7 +48,8 @@ def export(
     `ome-zarr`: a copy with levels; with an `image` of the same shape and place, an OME-Zarr of that with the
     segmentation in its `labels` group. `precomputed`: Neuroglancer's format, with the levels that the volume has,
     images in `encoding` raw (the default), png or jpeg; `voxel_offset` (z y x) is that of the first voxel if not as
-    the volume says. `tiff`: a folder of sections of the finest level, of at most 32 bits. `labels` says what the volume
+    the volume says. `tiff`: a folder of sections of the finest level, of at most 32 bits, or one BigTIFF of them
+    if the target ends in .tif or .tiff, with `compression` none (the default) or zlib. `labels` says what the volume
     holds (None: labels if it holds integers of 32 or 64 bits).
 
     The target, a folder or (but for `tiff`) a place in a bucket, appears when it is whole; returned is its path or URL.
@@ -58,19 +61,25 @@ def export(
         raise WorkflowError(f"target {new.goal} is in a bucket; sections are written to a folder, to be copied there")
     if format != "precomputed" and (encoding or voxel_offset):
         raise WorkflowError("encoding and voxel offset are those of format precomputed; leave them out")
+    one_file = format == "tiff" and new.goal.name.lower().endswith((".tif", ".tiff"))
+    if compression and not one_file:
+        raise WorkflowError("compression is that of one TIFF; leave it out, or name a target that ends in .tif")
     if format != "ome-zarr" and image is not None:
         raise WorkflowError("an image with labels is an OME-Zarr; export the image by itself, or use format ome-zarr")
     source = _volume_of(Location.of(volume), threshold)
     run_folder, name = new.run_folder, new.goal.name
-    made: Copy | Precomputed | Tiff
+    made: Copy | Precomputed | Tiff | TiffStack
     beside: Copy | None = None
     stages: list[Stage]
     if format == "precomputed":
         made = Precomputed.of(run_folder, source, name, labels=labels, encoding=encoding, voxel_offset=voxel_offset)
         stages = [made]
     elif format == "tiff":
-        made = Tiff.of(run_folder, source, name)
-        stages = [made]
+        sections = Tiff.of(run_folder, source, name)
+        made, stages = sections, [sections]
+        if one_file:
+            made = TiffStack(run_folder=run_folder, name=name, sections=sections, compression=compression or "none")
+            stages = [sections, made]
     elif image is None:
         made = Copy.of(run_folder, source, name)
         stages = with_levels(made, pyramid=True, labels=labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from neuroshed.engine.config import ClusterConfig
-from neuroshed.engine.coordinator import Options
 from neuroshed.engine.progress import Watcher
 from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
@@ -24,7 +22,9 @@ from neuroshed.storage.nodes import Columns, read_node
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow.config import decimal_text
 from neuroshed.workflow.cut import cut
-from neuroshed.workflow.run import planned_stages, run_stages
+from neuroshed.workflow.run import planned_stages
+from neuroshed.workflow.target import PathLike
+from neuroshed.workflow.work import work_on
 
 STEPS = 20
 """Thresholds that are tried by default lie this many to 1."""
@@ -57,7 +57,7 @@ def sweep(
         )
     used = cluster or ClusterConfig(kind="in-process")
     fragments = Location.of(cut(run_folder, fragments=True, cluster=used, watch=watch)["fragments"])
-    table = count_pairs(fragments, truth, box, used, watch)
+    table = count_pairs(fragments, truth, box, used, watch, work=run_folder)
     merges = _merges(agglomerate)
     ids = np.unique(np.concatenate([np.zeros(1, np.uint64), table.seg, merges["left"], merges["right"]]))
     left, right, seg = (np.searchsorted(ids, column) for column in (merges["left"], merges["right"], table.seg))
@@ -75,16 +75,17 @@ def count_pairs(
     cluster: ClusterConfig,
     watch: Watcher,
     block_shape: Vec | None = None,
+    work: PathLike | None = None,
 ) -> ContingencyTable:
-    """How many voxels each label of a segmentation shares with each of the truth, in a box, counted block by block.
+    """How many voxels each label of a segmentation shares with each of the truth, in a box, counted block by block, and
+    kept in `work` until all are.
 
     Raises `InputError` if the truth has no label there, or the volumes do not fit.
     """
-    with tempfile.TemporaryDirectory(prefix="neuroshed-evaluate-") as folder:
-        scratch = Location.of(folder)
+    with work_on("evaluate", work, (segmentation, truth), box, block_shape) as evaluation:
         shape = block_shape or _blocks(open_volume(segmentation).shard_shape)
-        stage = Contingency.of(scratch, segmentation, truth, shape, box)
-        run_stages(scratch, [stage], Options(cluster=cluster, watch=watch), again="evaluate again")
+        stage = Contingency.of(evaluation.run_folder, segmentation, truth, shape, box)
+        evaluation.run(stage, cluster, watch)
         return summed_table(stage)
 
 

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from neuroshed.engine.config import ClusterConfig
-from neuroshed.engine.coordinator import Options
 from neuroshed.engine.progress import Watcher
-from neuroshed.errors import InputError, RunFailedError
+from neuroshed.errors import InputError
 from neuroshed.geometry import Box, Vec
-from neuroshed.stages.base import Stage
 from neuroshed.stages.compare import Compare
 from neuroshed.stages.copy import Copy
 from neuroshed.stages.passes import blocks_of, check_type, voxel_bytes
 from neuroshed.storage.locations import Location
 from neuroshed.storage.volumes import Volume, open_volume
-from neuroshed.workflow.run import run_stages
 from neuroshed.workflow.summary import Summary
-from neuroshed.workflow.target import Target, quiet
+from neuroshed.workflow.target import PathLike, Target, quiet
+from neuroshed.workflow.work import work_on
 
 
 def volume_crop(
@@ -50,6 +45,7 @@ def volume_compare(
     right: str | os.PathLike[str],
     *,
     labels: bool = False,
+    work: PathLike | None = None,
     cluster: ClusterConfig | None = None,
     watch: Watcher = quiet,
 ) -> Summary:
@@ -61,7 +57,8 @@ def volume_compare(
     `pairs` of labels meet (that of 0 and 0 aside), `renamed` of them have two names. Else those voxels differ in which
     labels meet that are not each other's largest overlap.
 
-    Raises `InputError` for what cannot be compared, `RunFailedError` for what cannot be read.
+    What is found is kept in a folder `work` until all is: broken off, the same call goes on, unless a volume is another
+    by then. Raises `InputError` for what cannot be compared, `RunFailedError` for what cannot be read.
     """
     both = open_volume(left), open_volume(right)
     for volume in both:
@@ -83,9 +80,10 @@ def volume_compare(
         return found | {"same": False, "compared": False}
     if (both[0].dtype.kind == "f") != (both[1].dtype.kind == "f"):
         return found | {"same": False, "compared": False}
-    with scratch("compare") as folder:
-        stage = Compare.of(folder, *both, labels, blocks_of(both[0].chunk_shape, voxel_bytes(both[0])))
-        run_scratch(stage, cluster, watch, "compare again")
+    with work_on("compare", work, (both[0].path, both[1].path), labels) as comparison:
+        blocks = blocks_of(both[0].chunk_shape, voxel_bytes(both[0]))
+        stage = Compare.of(comparison.run_folder, *both, labels, blocks)
+        comparison.run(stage, cluster, watch, failure_code=2)
         found |= _renamed(stage) if labels else _differing(stage)
     return found | {"same": not layout and not found["values_differing"]}
 
@@ -115,20 +113,3 @@ def _renamed(stage: Compare) -> Summary:
         "values_differing": 0 if told is None else told.values,
         "first": None if told is None else list(told.first),
     }
-
-
-@contextmanager
-def scratch(purpose: str) -> Iterator[Location]:
-    """A folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix=f"neuroshed-{purpose}-") as folder:
-        yield Location.of(folder)
-
-
-def run_scratch(stage: Stage, cluster: ClusterConfig | None, watch: Watcher, again: str) -> None:
-    """Run a stage, by default in this process, whose answer is one thing and its failure another: exit code 2."""
-    used = cluster or ClusterConfig(kind="in-process")
-    try:
-        run_stages(stage.run_folder, [stage], Options(cluster=used, watch=watch), again=again)
-    except RunFailedError as error:
-        error.exit_code = 2
-        raise
