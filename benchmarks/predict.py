@@ -33,7 +33,8 @@ import environments
 from environments import PeerError
 from neuroshed.geometry import Box, add
 from neuroshed.model.inference import Predictor
-from neuroshed.model.networks import Precision, UNetNetwork, normalise
+from neuroshed.model.networks import UNetNetwork, normalise
+from neuroshed.model.words import Precision
 from neuroshed.storage.models import Model, load_model
 
 # MONAI's default for `SlidingWindowInferer`.

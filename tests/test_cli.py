@@ -116,6 +116,11 @@ def test_importing_the_package_is_quick() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_runs_no_network_starts_without_torch() -> None:
+    code = "import sys, neuroshed.workflow.run, neuroshed.engine.worker; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_attribute_is_an_error() -> None:
     with pytest.raises(AttributeError, match="'neuroshed' has no attribute 'walk'"):
         _ = neuroshed.walk

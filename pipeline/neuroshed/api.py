@@ -16,7 +16,7 @@ from neuroshed.engine.progress import Watcher
 from neuroshed.errors import InputError, WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.stages.evaluate import score_table
-from neuroshed.storage.foreign import ForeignModel
+from neuroshed.storage.declared import ForeignModel
 from neuroshed.storage.locations import Location
 from neuroshed.workflow import clean as cleaning
 from neuroshed.workflow import config as workflows

@@ -12,7 +12,8 @@ from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid
 from neuroshed.model.inference import Predictor
 from neuroshed.model.lattice import Lattice, read_box
-from neuroshed.model.networks import Flipped, Precision, UNetNetwork
+from neuroshed.model.networks import Flipped, UNetNetwork
+from neuroshed.model.words import Precision
 from neuroshed.storage.models import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; this machine has none")

@@ -49,6 +49,7 @@ def settings(affinities: Path, tmp_path: Path) -> list[str]:
         f"block_shape={list(BLOCK)}",
         "cluster=in-process:2",
         "fragments.small=10",
+        "failures.backoff_seconds=0.05",
     ]
 
 

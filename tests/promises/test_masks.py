@@ -26,7 +26,7 @@ from .cases import check, masked_case
 from .chunks import random_affinities, write_affinities
 from .memory import in_memory
 
-CASES, MORE_CASES, CHUNK = 40, 1200, 20
+CASES, MORE_CASES, CHUNK = 40, 1000, 20
 
 
 @pytest.mark.parametrize("first", range(0, CASES, CHUNK))
@@ -150,6 +150,7 @@ def settings(inputs: Path, output: Path, *extra: str) -> list[str]:
         "keep=[segmentation,fragments,merges]",
         "thresholds=[0.5]",
         "agglomerate.alarm_share=1",
+        "failures.backoff_seconds=0",
         *extra,
     ]
 

@@ -367,8 +367,8 @@ def read(workflow: Workflow, field: str) -> Any:
     return reduce(lambda section, key: getattr(section, key, None), field.split("."), workflow)
 
 
-# From here on, for real: blocks of a volume of 10 x 12 x 16.
-LARGER, BLOCK = (10, 12, 16), (4, 4, 4)
+# From here on, for real: twelve blocks of a larger volume.
+LARGER, BLOCK = (8, 8, 12), (4, 4, 4)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from .memory import HERE, Memory, in_memory, same_tables
 from .mutations import MUTATIONS, Mutation, merged_plainly
 from .reference import Settings
 
-CASES, MORE_CASES = 300, 3300
+CASES, MORE_CASES = 300, 2100
 CHUNK = 30
 
 

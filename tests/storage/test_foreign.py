@@ -17,7 +17,8 @@ from torch import Tensor
 from neuroshed.errors import BlockError, InputError
 from neuroshed.geometry import Box, Vec
 from neuroshed.model.foreign import Channel, ForeignNetwork, Interface, check_interface
-from neuroshed.storage.foreign import ForeignModel, open_foreign
+from neuroshed.storage.declared import ForeignModel
+from neuroshed.storage.foreign import open_foreign
 from neuroshed.storage.networks import read_declaration, resolved
 
 from . import foreign_models as saved

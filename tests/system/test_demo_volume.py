@@ -13,7 +13,7 @@ from neuroshed.storage.volumes import open_volume
 
 pytestmark = pytest.mark.system
 # Whole strides of the network, the whole volume, and sides that divide neither it nor the strides.
-BLOCK_SHAPES = ([64, 64, 64], [128, 256, 64], [50, 110, 23])
+BLOCK_SHAPES = ([64, 64, 64], [128, 256, 64], [70, 140, 23])
 
 
 def test_three_block_shapes_give_identical_segmentations(tmp_path: Path) -> None:

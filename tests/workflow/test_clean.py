@@ -40,14 +40,21 @@ def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was run with other parameters before."""
+    folder = tmp_path_factory.mktemp("finished")
+    neuroshed.run("stitch", settings(folder, "fragments.small=5"))
+    before = sorted(path.name for path in (folder / "run").glob("*-*"))
+    neuroshed.run("stitch", settings(folder))
+    (folder / "before.json").write_text(json.dumps(before))
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run that was run with other parameters before."""
-    neuroshed.run("stitch", settings(tmp_path, "fragments.small=5"))
-    before = sorted(path.name for path in (tmp_path / "run").glob("*-*"))
-    neuroshed.run("stitch", settings(tmp_path))
-    (tmp_path / "before.json").write_text(json.dumps(before))
-    return tmp_path / "run"
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(finished, tmp_path, dirs_exist_ok=True)) / "run"
 
 
 def superseded(run: Path) -> list[str]:

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.errors import BlockError, InputError
-from neuroshed.storage.foreign import ForeignModel
+from neuroshed.storage.declared import ForeignModel
 
 HERE = "tests.workflow.shipped_nets:fibsem"
 

@@ -89,7 +89,7 @@ def test_a_value_that_is_not_a_number_is_refused_by_name(affinities: np.ndarray,
     values = (affinities / 255).astype(np.float32)
     values[1, 5, 7, 8] = np.nan
     with pytest.raises(RunFailedError) as caught:
-        run(store(tmp_path / "given.zarr", values), tmp_path / "run")
+        run(store(tmp_path / "given.zarr", values), tmp_path / "run", "failures.backoff_seconds=0")
     message = str(caught.value)
     assert "given.zarr, channel 1 (offset [0, -1, 0])" in message
     assert "[5, 7, 8]" in message

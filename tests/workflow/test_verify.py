@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 import neuroshed
 from neuroshed.cli import main
 from neuroshed.errors import BlockError, RunFailedError, WorkflowError
-from neuroshed.stages.registry import load_stage
 from neuroshed.storage.locations import Location
 from neuroshed.storage.nodes import differing_column, read_node, write_node
 from neuroshed.storage.volumes import create_volume, open_volume
+from neuroshed.workflow.run import planned_stages
 
 from ..promises.chunks import random_affinities, write_affinities
 
@@ -24,20 +24,29 @@ SHAPE = (8, 10, 12)
 LEAVES, TREE = 8, 9
 
 
-@pytest.fixture
-def summary(tmp_path: Path) -> dict[str, Any]:
-    path = write_affinities(tmp_path / "affinities.zarr", random_affinities(np.random.default_rng(3), SHAPE, 256))
-    return neuroshed.run(
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is done; tests work on copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_affinities(folder / "affinities.zarr", random_affinities(np.random.default_rng(3), SHAPE, 256))
+    neuroshed.run(
         "stitch",
         [
             f"affinities={path}",
-            f"output={tmp_path / 'run'}",
+            f"output={folder / 'run'}",
             "block_shape=[4,5,6]",
             "cluster=in-process:2",
             "fragments.small=4",
             "fragments.dust=0",
+            "failures.backoff_seconds=0",
         ],
     )
+    return folder / "run"
+
+
+@pytest.fixture
+def summary(finished: Path, tmp_path: Path) -> dict[str, Any]:
+    return neuroshed.status(shutil.copytree(finished, tmp_path / "run"))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -79,7 +88,7 @@ def test_a_changed_label_is_found(summary: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_a_changed_table_is_found(summary: dict[str, Any], tmp_path: Path) -> None:
-    stage = load_stage(next((tmp_path / "run").glob("agglomerate-*/stage.json")))
+    stage = next(stage for stage in planned_stages(Location.of(tmp_path / "run")) if stage.kind == "agglomerate")
     names = ("entering", "fragments", "merges", "nodes", "gains", "links", "edges", "copies", "names")
     path = stage.node_path("up0", (1, 1, 1))
     tables = dict(zip(names, read_node(path, *names), strict=True))

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from neuroshed.engine.settings import WORKER_ENVIRONMENT, dask_settings, environ
 from neuroshed.engine.versions import TALK, differences, versions
 from neuroshed.errors import RunFailedError, WorkflowError
 from neuroshed.storage.locations import Location
+from neuroshed.version import installed
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _check_scheduler(client: Any, address: str) -> None:
     """Raise `WorkflowError` if a scheduler that stands by itself has other versions of what they talk with."""
     found = client.sync(client.scheduler.versions)["packages"]
     there = {name: str(found.get(name)) for name in TALK} | {"python": ".".join(str(found["python"]).split(".")[:2])}
-    here = {"python": versions()["python"], **{name: version(name) for name in TALK if name != "python"}}
+    here = {"python": versions()["python"], **{name: str(installed(name)) for name in TALK if name != "python"}}
     if other := differences(there, here):
         raise WorkflowError(f"the scheduler at {address} has {other}; install the same there and here")
 

@@ -41,6 +41,9 @@ def dask_settings(scratch: str) -> dict[str, Any]:
         # Dask keeps the last messages to each worker, with their jobs, and an hour of its own load.
         "distributed.admin.low-level-log-length": 50,
         "distributed.admin.system-monitor.log-length": 60,
+        # A look at every thread each 10 ms, for pages that nobody serves.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "500ms",
         # Pages about the cluster would be open to every user of this machine.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 
-from neuroshed.version import __version__
+from neuroshed.version import __version__, installed
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "dask", "distributed")
 TALK = ("python", "dask", "distributed", "msgpack", "cloudpickle")
@@ -14,12 +14,10 @@ TALK = ("python", "dask", "distributed", "msgpack", "cloudpickle")
 
 def versions() -> dict[str, str]:
     """Versions here, by name: of Python, neuroshed, and the packages that matter to both."""
-    from importlib.metadata import version
-
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "neuroshed": __version__,
-        **{package: version(package) for package in PACKAGES},
+        **{package: str(installed(package)) for package in PACKAGES},
     }
 
 

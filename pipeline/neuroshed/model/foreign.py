@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Vec, add, sub
-from neuroshed.model.networks import Precision
+from neuroshed.model.words import Answers, Precision
 
 Call = Callable[[Tensor], Tensor]
-Answers = Literal["logits", "probabilities"]
 # Probabilities overshoot 0..1 by rounding, in half precision by this much.
 OVERSHOOT = 4e-3
 

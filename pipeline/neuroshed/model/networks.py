@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from neuroshed.geometry import Box, Vec
 from neuroshed.model.fused import CHANNELS_LAST, Fused
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import UNet
-
-Precision = Literal["float32", "bfloat16"]
+from neuroshed.model.words import Precision
 
 
 class Network(Protocol):

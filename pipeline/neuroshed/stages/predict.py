@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +13,22 @@ from pydantic import TypeAdapter
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec, add, mul
 from neuroshed.kernels.across import NEAREST
-from neuroshed.model.inference import Predictor, predicted_bytes
 from neuroshed.model.lattice import Lattice, read_box
-from neuroshed.model.networks import Flipped, Network, Precision
+from neuroshed.model.words import Precision
 from neuroshed.stages.base import Done, Need, Stage, Step
 from neuroshed.stages.drift import FIELD_BYTES, Drift
 from neuroshed.stages.masks import Skipped, left_out
 from neuroshed.storage.identity import unchanged
 from neuroshed.storage.locations import Location
 from neuroshed.storage.metadata import chunk_side
-from neuroshed.storage.networks import ModelChoice, Opened, open_model
+from neuroshed.storage.networks import ModelChoice, open_model
 from neuroshed.storage.reading import reading_bytes
 from neuroshed.storage.volumes import Volume, create_volume, open_volume
+
+if TYPE_CHECKING:
+    from neuroshed.model.inference import Predictor
+    from neuroshed.model.networks import Network
+    from neuroshed.storage.networks import Opened
 
 GPU_CONTEXT_BYTES = 10**9
 """That CUDA and its libraries take of a GPU for a process, before any patch."""
@@ -121,6 +125,10 @@ class Predict(Stage):
     @cached_property
     def predictor(self) -> Predictor:
         """The network over patches, as it predicts blocks."""
+        # With torch, which stages that only read affinities do without.
+        from neuroshed.model.inference import Predictor
+        from neuroshed.model.networks import Flipped
+
         choice = _CHOICE.dump_json(self.model)
         network = _network(choice, self.network_sha256, self.normalisation, self.device, self.precision)
         if self.flips:
@@ -196,6 +204,8 @@ class Predict(Stage):
 
     def memory_bytes(self, step: str) -> int:
         """Image and affinities of a block, and the activations of one batch."""
+        from neuroshed.model.inference import predicted_bytes
+
         return predicted_bytes(
             self.patch_bytes,
             self.lattice,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from neuroshed.errors import InputError
 from neuroshed.geometry import Vec
 from neuroshed.model.foreign import Call
-
-Kind = Literal["torch.export", "torchscript", "onnx", "callable"]
+from neuroshed.model.words import Kind
 
 
 class Declaration(Protocol):

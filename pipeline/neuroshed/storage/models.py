@@ -25,9 +25,10 @@ from neuroshed.geometry import Vec
 from neuroshed.model.descriptors import COUNT as DESCRIPTORS
 from neuroshed.model.inference import patch_bytes
 from neuroshed.model.lattice import Lattice
-from neuroshed.model.networks import Precision, UNetNetwork
+from neuroshed.model.networks import UNetNetwork
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture, UNet
+from neuroshed.model.words import Precision
 from neuroshed.storage.files import make_folder, replace_file
 
 FORMAT_VERSION = 1

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import ValidationError
 
 from neuroshed.errors import InputError
-from neuroshed.storage.foreign import SUFFIXES, Foreign, ForeignModel, open_foreign
-from neuroshed.storage.models import Model, load_model
+from neuroshed.storage.declared import SUFFIXES, ForeignModel
+
+if TYPE_CHECKING:
+    from neuroshed.storage.foreign import Foreign
+    from neuroshed.storage.models import Model
+
+    Opened = Model | Foreign
 
 ModelChoice = str | ForeignModel
 """The name of a shipped model or the path of one of ours, or what is declared of a foreign one."""
-Opened = Model | Foreign
 
 
 def resolved(choice: ModelChoice) -> ModelChoice:
@@ -66,6 +71,10 @@ def read_declaration(path: Path, *, trust: bool = False) -> ForeignModel:
 
 def open_model(choice: ModelChoice) -> Opened:
     """Our network, loaded, or a foreign one, looked at; raises `InputError` if it cannot be used."""
+    # Torch, half of what a process that runs no network would start with.
+    from neuroshed.storage.foreign import open_foreign
+    from neuroshed.storage.models import load_model
+
     if isinstance(choice, ForeignModel):
         return open_foreign(choice)
     return load_model(Path(choice).expanduser())

@@ -17,9 +17,9 @@ from neuroshed.errors import WorkflowError
 from neuroshed.geometry import Box, Vec
 from neuroshed.model.descriptors import COUNT as DESCRIPTORS
 from neuroshed.model.lattice import Lattice
-from neuroshed.model.networks import Precision
 from neuroshed.model.targets import NEAREST
 from neuroshed.model.unet import Architecture
+from neuroshed.model.words import Precision
 from neuroshed.storage.locations import Location
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -34,7 +34,7 @@ from neuroshed.kernels.waterz import SCORES
 from neuroshed.stages.affinities import AffinityConvention
 from neuroshed.stages.masks import MaskOptions
 from neuroshed.stages.semantics import MAX_CLASSES
-from neuroshed.storage.foreign import ForeignModel
+from neuroshed.storage.declared import ForeignModel
 from neuroshed.storage.locations import Location
 from neuroshed.workflow.monitor import MonitorOptions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,14 @@ from neuroshed.model.agreement import MARGIN, Agreements, agreements
 from neuroshed.model.inference import Predictor
 from neuroshed.model.lattice import Lattice, redundancy
 from neuroshed.storage.locations import Location
-from neuroshed.storage.networks import ModelChoice, Opened, open_model, resolved
+from neuroshed.storage.networks import ModelChoice, open_model, resolved
 from neuroshed.storage.volumes import open_volume
 from neuroshed.workflow.config import PredictOptions
 from neuroshed.workflow.prediction import check_image, device_of, intensity_of, odd_voxel_size
 from neuroshed.workflow.trial import Trial
+
+if TYPE_CHECKING:
+    from neuroshed.storage.networks import Opened
 
 Report = dict[str, Any]
 SEAM, SEAM_RATIO = 3.0, 2.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,15 +16,16 @@ from neuroshed.kernels.order import MAX_VOXELS
 from neuroshed.model.lattice import Lattice
 from neuroshed.stages.drift import TOP, Drift
 from neuroshed.stages.predict import Predict
-from neuroshed.storage.foreign import ForeignModel
+from neuroshed.storage.declared import ForeignModel
 from neuroshed.storage.identity import read_sample, sample_boxes, volume_identity
 from neuroshed.storage.intensity import image_spread, matched
 from neuroshed.storage.locations import Location
-from neuroshed.storage.models import Model
-from neuroshed.storage.networks import Opened, open_model, resolved
+from neuroshed.storage.networks import open_model, resolved
 from neuroshed.storage.volumes import Volume, open_volume
 from neuroshed.workflow.config import PredictOptions, Workflow
-from neuroshed.workflow.trial import try_once, with_best_batch_size
+
+if TYPE_CHECKING:
+    from neuroshed.storage.networks import Opened
 
 ODD_RATIO = 1.3
 """Voxel sizes of image and model that differ by more than this factor are told."""
@@ -32,6 +33,9 @@ ODD_RATIO = 1.3
 
 def plan_predict(workflow: Workflow, run_folder: Location, shard_shape: Vec) -> Predict:
     """The prediction of a workflow's image. Raises `InputError` or `WorkflowError` for what would fail later."""
+    # Torch, which only those plans need that predict.
+    from neuroshed.workflow.trial import try_once, with_best_batch_size
+
     assert workflow.image is not None
     image = open_volume(workflow.image)
     region = region_of(workflow.box, image.shape)
@@ -151,6 +155,8 @@ def region_of(box: Box | None, shape: Vec) -> Box:
 
 
 def _lattice(model: Opened, patch: Vec | None) -> Lattice:
+    from neuroshed.storage.models import Model
+
     if patch is None:
         return model.lattice
     if not isinstance(model, Model):

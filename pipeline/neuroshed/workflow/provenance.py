@@ -11,11 +11,10 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from neuroshed.storage.locations import Location
-from neuroshed.version import __version__
+from neuroshed.version import __version__, installed
 
 PROVENANCE_FILE = "provenance.json"
 ENTRIES_KEPT = 100
@@ -55,7 +54,7 @@ def provenance(command: Sequence[str], environment: Mapping[str, str]) -> dict[s
         "time": round(time.time(), 3),
         "neuroshed": __version__,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+        "packages": {name: found for name in PACKAGES if (found := installed(name))},
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "user": user(),
@@ -103,13 +102,6 @@ def record(run_folder: Location, entry: dict[str, Any]) -> None:
     if not isinstance(entries, list):
         entries = []
     file.put(json.dumps([*entries, entry][-ENTRIES_KEPT:], indent=2).encode())
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpus() -> int | None:

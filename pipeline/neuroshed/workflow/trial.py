@@ -30,6 +30,8 @@ FASTER = 0.95
 """A larger batch is suggested if a patch takes less than this share of its time."""
 MEMORY_SHARE = 0.5
 """Of the memory that is free, what a batch may take."""
+BATCH_SECONDS = 4.0
+"""What a batch may take to be tried: patches that need so long fill the device one by one."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class Trial:
         return None
 
     def speed(self, patch_bytes: int) -> tuple[dict[int, float], int]:
-        """Seconds of a patch by batch size, as far as memory goes and it gets faster; and the best size."""
+        """Seconds of a patch by batch size, as far as memory and patience go and it gets faster; and the best size."""
         seconds: dict[int, float] = {}
         best = BATCHES[0]
         for size in BATCHES:
-            if size > 1 and size * patch_bytes > MEMORY_SHARE * _free(self.predictor.network.device):
+            too_large = size * patch_bytes > MEMORY_SHARE * _free(self.predictor.network.device)
+            if size > 1 and (too_large or size * seconds[best] > BATCH_SECONDS):
                 break
             predictor = replace(self.predictor, batch_size=size)
             begin = time.perf_counter()

@@ -63,10 +63,11 @@ def verify(
         for step in stage.steps
     ]
     file = run_folder / WORKFLOW_FILE
-    used = cluster or parse(read_yaml(str(file)), str(file)).cluster
+    workflow = parse(read_yaml(str(file)), str(file))
+    options = Options(cluster=cluster or workflow.cluster, failures=workflow.failures, watch=watch)
     try:
         again = f"`neuroshed verify {run_folder}` checks again"
-        summary = run_stages(scratch, checks, Options(cluster=used, watch=watch), again=again)
+        summary = run_stages(scratch, checks, options, again=again)
     except RunFailedError as error:
         error.summary = (error.summary or {}) | {"run": str(run_folder), **left_out}
         raise
