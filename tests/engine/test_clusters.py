@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -73,10 +74,13 @@ def test_a_client_that_cannot_be_closed_sinks_nothing(monkeypatch: pytest.Monkey
     async def forever(*_: Any, **__: Any) -> None:
         await asyncio.sleep(1000)
 
+    async def here() -> threading.Thread:
+        return threading.current_thread()
+
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
         with connect(ClusterConfig(kind="address", address=cluster.scheduler_address), NOWHERE) as connection:
             do_jobs(connection.client)
-            thread = connection.client._loop_runner._loop_thread._thread
+            thread = connection.client.sync(here)
             assert thread.is_alive()
             monkeypatch.setattr(connection.client, "_close", forever)
         thread.join(10)

@@ -17,6 +17,7 @@ from neuroshed.engine.control import deaf_to_interrupts
 from neuroshed.engine.dispatch import Demand, Worker
 from neuroshed.engine.fleet import Fleet
 from neuroshed.engine.hosting import grouped, hosted
+from neuroshed.engine.loops import event_loop
 from neuroshed.engine.pools import Pool, pool_for
 from neuroshed.engine.scratch import scratch_folder
 from neuroshed.engine.settings import WORKER_ENVIRONMENT, dask_settings, environment
@@ -140,14 +141,18 @@ def connect(config: ClusterConfig, run_folder: Location) -> Iterator[Connection]
     memory = local_memory(config) or 0
     with scratch_folder() as scratch, dask.config.set(dask_settings(str(scratch))):
         if config.kind == "address":
-            with _client(config.address) as client:
+            with event_loop() as loop, _client(config.address, loop=loop) as client:
                 connection = Connection(client, 0, None, True, elsewhere=True)
                 if not connection.workers():
                     raise WorkflowError(f"the scheduler at {config.address} has no workers; start some first")
                 yield connection
             return
         if config.kind == "kubernetes":
-            with grouped(config) as (address, fleet), _client(address, config.patience_seconds) as client:
+            with (
+                event_loop() as loop,
+                grouped(config) as (address, fleet),
+                _client(address, config.patience_seconds, loop) as client,
+            ):
                 yield Connection(client, 0, None, True, fleet, config.pools, elsewhere=True)
             return
         if config.kind in STARTED:
@@ -161,7 +166,8 @@ def connect(config: ClusterConfig, run_folder: Location) -> Iterator[Connection]
                 stack.enter_context(environment(WORKER_ENVIRONMENT))
             # A terminal sends Ctrl-C to all processes of a command. Workers have to finish what they are at.
             with deaf_to_interrupts():
-                cluster = stack.enter_context(_started(workers, processes, scratch, memory))
+                loop = stack.enter_context(event_loop())
+                cluster = stack.enter_context(_started(workers, processes, scratch, memory, loop))
             # Nobody needs its pages.
             for server in (cluster.scheduler, *(() if processes else cluster.workers.values())):
                 cluster.loop.add_callback(server.http_server.stop)
@@ -178,7 +184,7 @@ def local_memory(config: ClusterConfig) -> int | None:
     return int(config.memory_gb * 1e9) if config.memory_gb else int(MEMORY_LIMIT)
 
 
-def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
+def _started(workers: int, processes: bool, scratch: Path, memory: int, loop: Any) -> Any:
     """A local cluster; raises `RunFailedError` if its processes die before they work."""
     from distributed import LocalCluster
     from distributed.security import Security
@@ -198,6 +204,7 @@ def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
                 local_directory=str(scratch),
                 memory_limit=memory,
                 silence_logs=50,
+                loop=loop,
                 **(started_as if processes else {}),
             )
         except RuntimeError as error:
@@ -207,9 +214,9 @@ def _started(workers: int, processes: bool, scratch: Path, memory: int) -> Any:
 
 
 @contextmanager
-def _client(scheduler: Any, seconds: float = CONNECT_SECONDS) -> Iterator[Any]:
+def _client(scheduler: Any, seconds: float = CONNECT_SECONDS, loop: Any = None) -> Iterator[Any]:
     """A client of a cluster or of a scheduler's address, closed at the end; raises `WorkflowError` if none answers in
-    so many seconds.
+    so many seconds. Its loop is that of the cluster if none is given.
     """
     from distributed import Client
 
@@ -217,7 +224,7 @@ def _client(scheduler: Any, seconds: float = CONNECT_SECONDS) -> Iterator[Any]:
     # usual, the constructor would leave nothing to close.
     client = Client.__new__(Client)
     try:
-        client.__init__(scheduler, timeout=max(seconds, CONNECT_SECONDS), set_as_default=False)
+        client.__init__(scheduler, timeout=max(seconds, CONNECT_SECONDS), set_as_default=False, loop=loop)
     except (OSError, ValueError, TypeError) as error:
         _close(client)
         # The last two are addresses that make no sense, and TLS without certificates.

@@ -19,6 +19,7 @@ from neuroshed.engine.control import deaf_to_interrupts
 from neuroshed.engine.fleet import Fleet, Provider
 from neuroshed.engine.gpus import pools_here, visible_gpus
 from neuroshed.engine.joining import VISIBLE_GPUS, Invitation, worker_command
+from neuroshed.engine.loops import event_loop
 from neuroshed.engine.pools import Host, Pool
 from neuroshed.engine.providers.kubernetes import WorkerGroups
 from neuroshed.engine.providers.processes import HeldProcesses, Place
@@ -142,7 +143,8 @@ def scheduler(host: str, port: int) -> Iterator[tuple[Any, Invitation]]:
         try:
             # A terminal sends Ctrl-C to all processes of a command; the scheduler has to see the run to its end.
             with deaf_to_interrupts():
-                made = SpecCluster(workers={}, scheduler=listening, security=security, silence_logs=50)
+                loop = stack.enter_context(event_loop())
+                made = SpecCluster(workers={}, scheduler=listening, loop=loop, security=security, silence_logs=50)
                 cluster = stack.enter_context(made)
         except (OSError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
