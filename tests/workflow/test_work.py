@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,11 +205,12 @@ def test_what_a_run_writes_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: p
     file.unlink()
     neuroshed.volume_check(volume, redo=True)
     counted = Counted(Check, monkeypatch)
-    run = Check.run
+    run, one_at_a_time = Check.run, threading.Lock()
 
     def while_it_goes_on(stage: Check, step: str, index: Vec) -> Any:
         done = run(stage, step, index)
-        neuroshed.resume(tmp_path / "run")
+        with one_at_a_time:
+            neuroshed.resume(tmp_path / "run")
         return done
 
     with monkeypatch.context() as patch:
