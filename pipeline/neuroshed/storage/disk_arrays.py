@@ -30,8 +30,22 @@ _FILE = re.compile(r'local file "([^"]*)"')
 Index = tuple[int | slice, ...]
 
 
+class DamagedError(Exception):
+    """Data that cannot be decoded, or are not there; names the file."""
+
+
+def told(error: BaseException) -> str:
+    """What went wrong with some data, in one line: other errors than ours may be but a word, so they go by their names.
+
+    >>> told(DamagedError("/a/0: Digest mismatch")), told(KeyError("x"))
+    ('/a/0: Digest mismatch', "KeyError: 'x'")
+    """
+    text = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 class DiskArray:
-    """An array by its own axes. Raises OSError as the file system does, ValueError for what is damaged."""
+    """An array by its own axes. Raises OSError as the file system does, `DamagedError` for what is damaged."""
 
     def __init__(self, tensor: Any) -> None:
         self._tensor = tensor
@@ -69,7 +83,7 @@ class DiskArray:
         values = np.asarray(data, self._tensor.dtype.numpy_dtype)
         try:
             self._write(index, values)
-        except ValueError:
+        except DamagedError:
             # A file that the array's edge cuts is read before. What is damaged is to be replaced.
             for file in files:
                 file.unlink(missing_ok=True)
@@ -86,7 +100,7 @@ def _telling() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise system_error(error) or ValueError(reason_of(error)) from error
+        raise system_error(error) or DamagedError(damage(error)) from error
 
 
 @functools.cache
@@ -103,6 +117,17 @@ def _context() -> Any:
             "file_io_locking": {"mode": "none"},
         }
     )
+
+
+def damage(error: Exception) -> str:
+    """What is wrong with which file, if an error of tensorstore names one.
+
+    >>> damage(ValueError('DATA_LOSS: Error reading shard index in local file "/a/0": Digest mismatch'))
+    '/a/0: Digest mismatch'
+    """
+    *_, last = _FILE.split(reason_of(error))
+    file = _FILE.findall(str(error))
+    return f"{file[-1]}: {last[2:]}" if file and last.startswith(": ") else reason_of(error)
 
 
 def system_error(error: Exception) -> OSError | None:

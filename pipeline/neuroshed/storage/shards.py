@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from neuroshed.errors import BlockError
 from neuroshed.geometry import Box, Grid, Vec
+from neuroshed.storage.disk_arrays import told
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import sizes
 from neuroshed.storage.volumes import Volume
@@ -107,9 +108,9 @@ def _unreadable(volume: Volume, file: DataFile, piece: Vec) -> Fault | None:
         for index in grid:
             volume.read(grid.block_box(index), None if file.channels is None else slice(*file.channels))
     except BlockError as error:
-        return Fault(file, "damaged", _line(error.__cause__ or error))
+        return Fault(file, "damaged", told(error.__cause__ or error).removeprefix(f"{file.place}: "))
     except OSError as error:
-        return Fault(file, "unreadable", _line(error))
+        return Fault(file, "unreadable", told(error))
     return None
 
 
@@ -117,10 +118,6 @@ def _not_there(file: DataFile, size: int | None) -> Fault | None:
     if size:
         return None
     return Fault(file, "missing" if size is None else "empty")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _is_constant(part: npt.NDArray[Any]) -> bool:

@@ -19,7 +19,7 @@ import zarr
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.storage.disk_arrays import DiskArray
+from neuroshed.storage.disk_arrays import DiskArray, told
 from neuroshed.storage.files import sync_entry
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import lacking
@@ -95,10 +95,10 @@ class Volume:
         """
         if not self.box.contains(box):
             raise ValueError(f"box {box} is not inside {self.path} of shape {self.shape}")
-        index = self._index(box, channels)
+        index, disk = self._index(box, channels), self._on_disk
         try:
             with self.path.telling():
-                data = disk.read(index) if (disk := self._on_disk) else self.array[index]
+                data = disk.read(index) if disk else self.array[index]
         except (OSError, WorkflowError):
             raise
         except Exception as error:
@@ -106,8 +106,8 @@ class Volume:
             if self._all_there and (lost := lacking(self.files(box))) is not None:
                 raise self._lost(lost) from error
             raise BlockError(
-                f"{self.path} is damaged in {box} ({type(error).__name__}: {error}); bring it back if it is an input, "
-                "else remove its stage's folder and run again"
+                f"{self.path} is damaged in {box} ({told(error)}); bring it back if it is an input, else remove its "
+                "stage's folder and run again"
             ) from error
         kept = self.order[-np.ndim(data) :]
         turned = np.asarray(data).transpose([sorted(kept).index(axis) for axis in kept])
