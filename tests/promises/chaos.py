@@ -75,9 +75,7 @@ def contents(run_folder: Location | Path) -> dict[str, bytes]:
 def drafts(folder: Location | Path) -> list[str]:
     """Files and folders that were never put in place. Locks are no drafts."""
     names = [name for name in below(Location.of(folder)) if not name.endswith(".lock")]
-    return sorted(
-        name for name in names if name.endswith((".partial", ".__lock")) or name.rpartition("/")[2].startswith(".")
-    )
+    return sorted(name for name in names if name.endswith(".partial") or name.rpartition("/")[2].startswith("."))
 
 
 def below(folder: Location) -> list[str]:

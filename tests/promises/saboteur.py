@@ -1,8 +1,8 @@
 """Faults inside the processes of a run. Tests put this file on their PYTHONPATH as `sitecustomize.py` (`chaos.Place`).
 
 What is to happen stands in the JSON file that CHAOS_ORDERS names; without it nothing does. It patches the lowest layer
-that writes and deletes: drafts of files (`storage.files.replacing`), shards (zarr's `_put`), lines of the journal, the
-deletion of files, and objects in buckets (obstore's `put` and uploads).
+that writes and deletes: drafts of files (`storage.files.replacing`), lines of the journal, the deletion of files,
+ and objects in buckets (obstore's `put` and uploads).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def broken(path: Path) -> OSError:
 
 
 def spoil_files(orders: Orders, chance: Chance) -> None:
-    """Drafts of files: tables of nodes, plans, stages, summaries."""
+    """Drafts of files: shards, tables of nodes, plans, stages, summaries."""
     from neuroshed.storage import files
 
     plain = files.replacing
@@ -125,42 +125,6 @@ def spoil_files(orders: Orders, chance: Chance) -> None:
             raise broken(path)
 
     files.replacing = replacing
-
-
-def spoil_shards(orders: Orders, chance: Chance) -> None:
-    """Shards of volumes."""
-    from zarr.storage import _local
-
-    plain = _local._put
-
-    def put(path: Path, value: Any, exclusive: bool = False) -> int:
-        fault = chance.draw(path)
-        whole = memoryview(value.as_buffer_like()).cast("B")
-        half = whole[: len(whole) // 2]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if fault == "before":
-            raise broken(path)
-        if first(orders, path, "die"):
-            with _local._atomic_write(path, "wb") as file:
-                file.write(half)
-                file.flush()
-                note(orders, inside="shard", stage=stage_of(path), file=path.name)
-                die()
-        if first(orders, path, "cut"):
-            note(orders, fault="silent cut", stage=stage_of(path), file=path.name)
-            with _local._atomic_write(path, "wb") as file:
-                file.write(half)
-            return len(whole)
-        if fault == "cut":
-            with _local._atomic_write(path, "wb") as file:
-                file.write(half)
-                raise broken(path)
-        written = plain(path, value, exclusive)
-        if fault == "after":
-            raise broken(path)
-        return written
-
-    _local._put = put
 
 
 def spoil_objects(orders: Orders) -> None:
@@ -286,7 +250,6 @@ def main(file: str) -> None:
     chance = Chance(orders, orders.get("worker_rate" if is_worker else "coordinator_rate", 0.0))
     # First, for others take the name from it.
     spoil_files(orders, chance)
-    spoil_shards(orders, chance)
     if "before" in orders or "after" in orders:
         spoil_objects(orders)
     if is_coordinator:

@@ -321,7 +321,11 @@ def test_a_store_that_fails_is_told_from_a_damaged_volume(bucket, monkeypatch):
         with pytest.raises(WorkflowError, match=r"connection refused.*check AWS_ENDPOINT_URL") as caught:
             use()
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr(obstore, "put_async", fails)
+
+    def refuses(*args, **options):
+        raise GenericError("connection refused")
+
+    monkeypatch.setattr(obstore, "put", refuses)
     with pytest.raises(WorkflowError, match="connection refused"):
         volume.write(volume.box, labels())
 

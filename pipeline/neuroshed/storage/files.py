@@ -15,15 +15,15 @@ from typing import Any, BinaryIO
 
 DRAFT = ".partial"
 """At the end of the name of a file that is being written."""
-# Ours, zarr's and tensorstore's.
-_DRAFT = re.compile(rf"\..+\.[0-9a-f]{{16,32}}({DRAFT})?|.+\.[0-9a-f]{{32}}{DRAFT}|.+_[0-9a-f]+\.__lock")
+# Ours and zarr's.
+_DRAFT = re.compile(rf"\..+\.[0-9a-f]{{16,32}}({DRAFT})?|.+\.[0-9a-f]{{32}}{DRAFT}")
 
 
 def is_draft(name: str) -> bool:
     """Whether a file or folder of this name is being written, or was when its writer was killed.
 
-    >>> [is_draft(name) for name in ("0_550728d60d44890d.__lock", ".plan.json." + 32 * "0" + ".partial", "plan.json")]
-    [True, True, False]
+    >>> [is_draft(name) for name in (".plan.json." + 32 * "0" + ".partial", "plan.json")]
+    [True, False]
     """
     return _DRAFT.fullmatch(name) is not None
 

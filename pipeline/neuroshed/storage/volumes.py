@@ -19,10 +19,10 @@ import zarr
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.storage.disk_arrays import DiskArray, told
+from neuroshed.storage.disk_arrays import DiskArray, encoded, told
 from neuroshed.storage.files import sync_entry
 from neuroshed.storage.locations import Location
-from neuroshed.storage.many import lacking
+from neuroshed.storage.many import at_once, lacking
 from neuroshed.storage.metadata import CHUNK_SIDE, new_metadata, open_sink, put_metadata
 from neuroshed.storage.readback import forget_cached, is_reading_back, not_held
 from neuroshed.storage.reading import reading_bytes
@@ -181,11 +181,17 @@ class Volume:
         """
         sink = self._owned(box, region or self.box)
         index = self._index(box, None)
-        with self.path.telling():
-            if disk := self._on_disk:
-                disk.replace(index, data, [file.local for file in self.files(box)])
-            else:
+        stored = None if was_forked() else encoded(sink, index, data)
+        if stored is None:
+            with self.path.telling():
                 sink[index] = data
+        elif self.path.is_local:
+            for key, content in stored.items():
+                file = self._root / key
+                file.local.parent.mkdir(parents=True, exist_ok=True)
+                file.put(content)
+        else:
+            at_once(lambda item: (self._root / item[0]).put(item[1]), list(stored.items()))
         if self.path.is_local:
             for file in self.files(box):
                 sync_entry(file.local, self._root.local)
