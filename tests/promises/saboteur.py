@@ -1,8 +1,8 @@
 """Faults inside the processes of a run. Tests put this file on their PYTHONPATH as `sitecustomize.py` (`chaos.Place`).
 
 What is to happen stands in the JSON file that CHAOS_ORDERS names; without it nothing does. It patches the lowest layer
-that writes and deletes: drafts of files (`storage.files.replacing`), lines of the journal, the deletion of files,
- and objects in buckets (obstore's `put` and uploads).
+that writes and deletes: drafts of files (`storage.files.replacing`), shards (`put_in_place`), lines of the journal, the
+deletion of files, and objects in buckets (obstore's `put` and uploads).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def broken(path: Path) -> OSError:
 
 
 def spoil_files(orders: Orders, chance: Chance) -> None:
-    """Drafts of files: shards, tables of nodes, plans, stages, summaries."""
+    """Drafts of files: tables of nodes, plans, stages, summaries."""
     from neuroshed.storage import files
 
     plain = files.replacing
@@ -125,6 +125,38 @@ def spoil_files(orders: Orders, chance: Chance) -> None:
             raise broken(path)
 
     files.replacing = replacing
+
+
+def spoil_shards(orders: Orders, chance: Chance) -> None:
+    """Shards of volumes, which are whole drafts of another's making."""
+    from neuroshed.storage import files
+
+    plain = files.put_in_place
+
+    def put_in_place(draft: Path, path: Path) -> None:
+        if "c" not in path.parts[-5:]:
+            # A file that was spoilt while it was written.
+            plain(draft, path)
+            return
+        fault = chance.draw(path)
+        half = draft.stat().st_size // 2
+        if fault == "before":
+            raise broken(path)
+        if first(orders, path, "die"):
+            os.truncate(draft, half)
+            note(orders, inside="shard", stage=stage_of(path), file=path.name)
+            die()
+        if first(orders, path, "cut"):
+            os.truncate(draft, half)
+            note(orders, fault="silent cut", stage=stage_of(path), file=path.name)
+        elif fault == "cut":
+            os.truncate(draft, half)
+            raise broken(path)
+        plain(draft, path)
+        if fault == "after":
+            raise broken(path)
+
+    files.put_in_place = put_in_place
 
 
 def spoil_objects(orders: Orders) -> None:
@@ -250,6 +282,7 @@ def main(file: str) -> None:
     chance = Chance(orders, orders.get("worker_rate" if is_worker else "coordinator_rate", 0.0))
     # First, for others take the name from it.
     spoil_files(orders, chance)
+    spoil_shards(orders, chance)
     if "before" in orders or "after" in orders:
         spoil_objects(orders)
     if is_coordinator:

@@ -145,8 +145,9 @@ class Import(NewVolume):
     def memory_bytes(self, step: str) -> int:
         """The block as stored, converted and compressed, with the cache of decoded sections or chunks."""
         z, y, x = map(min, self.block_shape, self.volume_shape)
-        # A shard is padded to its full size and encoded in memory.
-        return self.part.read_bytes((z, y, x)) + 2 * math.prod(self.block_shape) * np.dtype(self.dtype).itemsize
+        # The compressed block is there once while it is made, and three times for a bucket.
+        copies = 2 if self.run_folder.is_local else 4
+        return self.part.read_bytes((z, y, x)) + copies * math.prod(self.block_shape) * np.dtype(self.dtype).itemsize
 
 
 def default_block_shape(part: Part) -> Vec:

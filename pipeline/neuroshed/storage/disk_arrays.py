@@ -64,25 +64,46 @@ class DiskArray:
         return found
 
 
-def encoded(array: zarr.Array[Any], index: Index, data: npt.NDArray[Any]) -> dict[str, bytes] | None:
-    """The files of an array that hold what is at an index, by their keys; fill values where they hold more. None if
-    tensorstore does not know the array's type or one of its codecs.
+def knows(array: zarr.Array[Any]) -> bool:
+    """Whether tensorstore knows the type of an array and all of its codecs."""
+    return _open(array, "memory://", _context(), strict=False) is not None
+
+
+def encode(array: zarr.Array[Any], index: Index, data: npt.NDArray[Any]) -> bytes:
+    """The one file of an array that holds what is at an index, with fill values for what else it holds. While it is
+    made its bytes are there three times.
     """
     import tensorstore
 
     # With a memory of its own.
     context = tensorstore.Context({"data_copy_concurrency": _decoders()})
     tensor = _open(array, "memory://", context, strict=False)
-    if tensor is None:
-        return None
+    _fill(tensor, index, data)
+    (key,) = tensor.kvstore.list().result()
+    return bytes(tensor.kvstore[key])
+
+
+def encode_to(folder: Path, array: zarr.Array[Any], index: Index, data: npt.NDArray[Any]) -> Path:
+    """The same as a file in a new folder, not synced; its bytes are in memory once. Raises OSError as the file system
+    does.
+    """
+    store = {"driver": "file", "path": f"{folder}/", "file_io_sync": False}
+    tensor = _open(array, store, _context(), strict=False)
+    try:
+        _fill(tensor, index, data)
+    except ValueError as error:
+        raise system_error(error) or error from error
+    (file,) = (path for path in folder.rglob("*") if path.is_file())
+    return file
+
+
+def _fill(tensor: Any, index: Index, data: npt.NDArray[Any]) -> None:
     # It is waited for, so that nothing has to be copied before.
     values = np.asarray(data, tensor.dtype.numpy_dtype)
     tensor[index].write(values, can_reference_source_data_indefinitely=True).result()
-    store = tensor.kvstore
-    return {key.decode(): store[key] for key in store.list().result()}
 
 
-def _open(array: zarr.Array[Any], store: str | dict[str, str], context: Any, strict: bool) -> Any | None:
+def _open(array: zarr.Array[Any], store: str | dict[str, Any], context: Any, strict: bool) -> Any:
     import tensorstore
 
     metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
@@ -114,6 +135,8 @@ def _context() -> Any:
             "data_copy_concurrency": _decoders(),
             # Answers of network file systems take a while.
             "file_io_concurrency": {"limit": 16},
+            # A file has one writer.
+            "file_io_locking": {"mode": "none"},
         }
     )
 

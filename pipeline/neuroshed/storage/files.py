@@ -152,11 +152,17 @@ def _draft(path: Path) -> Path:
 
 
 def remove_drafts(folder: Path) -> int:
-    """Remove the files that writers who were killed left below a folder, while nobody writes; returns how many."""
-    drafts = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if is_draft(name)]
-    for path in drafts:
-        path.unlink(missing_ok=True)
-    return len(drafts)
+    """Remove what writers who were killed left below a folder, while nobody writes; returns how many things."""
+    count = 0
+    for parent, folders, names in os.walk(folder):
+        for name in filter(is_draft, names):
+            Path(parent, name).unlink(missing_ok=True)
+            count += 1
+        for name in filter(is_draft, folders):
+            remove_tree(Path(parent, name))
+            count += 1
+        folders[:] = [name for name in folders if not is_draft(name)]
+    return count
 
 
 def remove_tree(path: Path) -> None:
@@ -182,14 +188,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            written = os.fstat(file.fileno())
-        try:
-            draft.replace(path)
-        except FileNotFoundError:
-            # As for links: what was denied may have been done.
-            if not _is_at(path, (written.st_dev, written.st_ino)):
-                raise
+        put_in_place(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(draft: Path, path: Path) -> None:
+    """Give a file that is whole and synced its place, of which nobody ever sees a part."""
+    written = draft.stat()
+    try:
+        draft.replace(path)
+    except FileNotFoundError:
+        # As for links: what was denied may have been done.
+        if not _is_at(path, (written.st_dev, written.st_ino)):
+            raise
     sync_path(path.parent)
+
+
+@contextmanager
+def draft_folder(beside: Path) -> Iterator[Path]:
+    """A folder, hidden beside a file or folder, in which drafts of it are written; it goes at the end."""
+    folder = beside.with_name(f".{beside.name}.{uuid.uuid4().hex}")
+    try:
+        yield folder
+    finally:
+        if folder.exists():
+            remove_tree(folder)

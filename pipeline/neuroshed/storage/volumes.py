@@ -19,8 +19,8 @@ import zarr
 
 from neuroshed.errors import BlockError, InputError, WorkflowError
 from neuroshed.geometry import Box, Grid, Vec
-from neuroshed.storage.disk_arrays import DiskArray, encoded, told
-from neuroshed.storage.files import sync_entry
+from neuroshed.storage import files
+from neuroshed.storage.disk_arrays import DiskArray, encode, encode_to, knows, told
 from neuroshed.storage.locations import Location
 from neuroshed.storage.many import at_once, lacking
 from neuroshed.storage.metadata import CHUNK_SIDE, new_metadata, open_sink, put_metadata
@@ -180,23 +180,36 @@ class Volume:
         `BlockError` if it is read back (`reading_back`) as something else.
         """
         sink = self._owned(box, region or self.box)
-        index = self._index(box, None)
-        stored = None if was_forked() else encoded(sink, index, data)
-        if stored is None:
+
+        def write_shard(index: Vec) -> None:
+            part = Grid(self.box, self.shard_shape).block_box(index).intersect(box)
+            self._write_shard(sink, part, data[(..., *part.slices(box.start))])
+
+        indices = list(Grid(self.box, self.shard_shape).touching(box))
+        if self.path.is_local:
+            for index in indices:
+                write_shard(index)
+        else:
+            at_once(write_shard, indices)
+        if is_reading_back():
+            self._check_held(box, data)
+
+    def _write_shard(self, sink: zarr.Array[Any], part: Box, data: npt.NDArray[Any]) -> None:
+        index = self._index(part, None)
+        (file,) = self.files(part)
+        if was_forked() or not knows(sink):
             with self.path.telling():
                 sink[index] = data
         elif self.path.is_local:
-            for key, content in stored.items():
-                file = self._root / key
+            with files.draft_folder(self._root.local / "c") as folder:
+                draft = encode_to(folder, sink, index, data)
+                files.sync_path(draft)
                 file.local.parent.mkdir(parents=True, exist_ok=True)
-                file.put(content)
+                files.put_in_place(draft, file.local)
         else:
-            at_once(lambda item: (self._root / item[0]).put(item[1]), list(stored.items()))
+            file.put(encode(sink, index, data))
         if self.path.is_local:
-            for file in self.files(box):
-                sync_entry(file.local, self._root.local)
-        if is_reading_back():
-            self._check_held(box, data)
+            files.sync_entry(file.local, self._root.local)
 
     def _check_held(self, box: Box, data: npt.NDArray[Any]) -> None:
         forget_cached(self.files(box))
