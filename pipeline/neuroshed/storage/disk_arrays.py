@@ -92,7 +92,9 @@ def encode_to(folder: Path, array: zarr.Array[Any], index: Index, data: npt.NDAr
     try:
         _fill(tensor, index, data)
     except ValueError as error:
-        raise system_error(error) or error from error
+        if found := system_error(error):
+            raise found from error
+        raise
     (file,) = (path for path in folder.rglob("*") if path.is_file())
     return file
 
@@ -118,6 +120,7 @@ def _open(array: zarr.Array[Any], store: str | dict[str, Any], context: Any, str
         }
         return tensorstore.open(spec, open=True, assume_metadata=True, context=context).result()
     except (ValueError, TypeError, NotImplementedError):
+        # Of what it does not know, whatever it is.
         return None
 
 
