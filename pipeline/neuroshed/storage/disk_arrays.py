@@ -120,7 +120,8 @@ def _open(array: zarr.Array[Any], store: str | dict[str, Any], context: Any, str
         }
         return tensorstore.open(spec, open=True, assume_metadata=True, context=context).result()
     except (ValueError, TypeError, NotImplementedError):
-        # Of what it does not know, whatever it is.
+        # ValueError and NotImplementedError are said of types and codecs that tensorstore does not have, TypeError of metadata that is no
+        # JSON. zarr-python takes these; which arrays are known is what tests/storage/test_disk_arrays.py says.
         return None
 
 
