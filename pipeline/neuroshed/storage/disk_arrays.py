@@ -120,8 +120,8 @@ def _open(array: zarr.Array[Any], store: str | dict[str, Any], context: Any, str
         }
         return tensorstore.open(spec, open=True, assume_metadata=True, context=context).result()
     except (ValueError, TypeError, NotImplementedError):
-        # ValueError and NotImplementedError are said of types and codecs that tensorstore does not have, TypeError of metadata that is no
-        # JSON. zarr-python takes these; which arrays are known is what tests/storage/test_disk_arrays.py says.
+        # Types and codecs that tensorstore does not have, and (TypeError) metadata that are no JSON. zarr-python takes
+        # these arrays; tests/storage/test_disk_arrays.py says which are known.
         return None
 
 
